@@ -1,0 +1,43 @@
+// How kvcaskd is set up: defaults, then a YAML file (--config), then flags.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <absl/status/statusor.h>
+#include <absl/time/time.h>
+
+namespace kvcask {
+
+struct Config {
+  std::vector<std::string> listen;      // "unix:/path" or "host:port"; port 0 picks one
+  std::string metrics;                  // "host:port"; "" serves none
+  std::string backend = "auto";         // auto | cpu | cuda
+  uint64_t memory_budget_bytes = 0;     // 0: half of the machine's memory
+  std::vector<std::string> profiles;    // files to register at start
+  std::string default_codec = "int8";
+  int encode_threads = 0;               // 0: one a core
+  absl::Duration drain_timeout = absl::Seconds(20);
+  absl::Duration idle_put_timeout = absl::Seconds(60);
+  uint64_t put_credit_bytes = 64 << 20;
+  uint64_t get_window_bytes = 32 << 20;
+  uint64_t max_message_bytes = 64 << 20;
+  bool insecure = false;                // allow non-loopback listens without TLS
+  std::string tls_cert, tls_key;        // PEM files
+  std::string log_level = "info";
+  std::string log_format = "text";      // text | json
+  std::string ready_fd;                 // tests: a descriptor to print addresses to
+};
+
+enum class ConfigAction { kRun, kHelp, kVersion };
+struct ParsedConfig {
+  ConfigAction action = ConfigAction::kRun;
+  std::string text;  // of --help or --version
+  Config config;
+};
+
+// INVALID_ARGUMENT names the flag, or the file, line and key.
+absl::StatusOr<ParsedConfig> ParseConfig(int argc, const char* const* argv);
+
+}  // namespace kvcask

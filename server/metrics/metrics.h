@@ -1,0 +1,59 @@
+// What Prometheus sees. Names follow its conventions: base units, _total for counters; a
+// ratio is a query, not a gauge. No label is ever a session's or a user's.
+//
+// Thread-safe. The rest of the server names no prometheus-cpp type.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
+
+namespace kvcask {
+
+class Metrics {
+ public:
+  // Gauges that are read when Prometheus asks.
+  struct Sources {
+    std::function<double()> queue_depth;
+    std::function<double()> queue_age_seconds;
+    std::function<double()> budget_bytes;
+    std::function<double()> used_bytes;
+    std::function<double()> stored_bytes;   // unique
+    std::function<double()> sessions;
+    std::function<double()> chunks;
+    std::function<double()> profiles;
+    std::function<double()> ready;          // 1 or 0
+  };
+
+  Metrics(const std::string& version, const std::string& commit, const std::string& backend);
+  ~Metrics();
+
+  void SetSources(Sources sources);
+  // Serves /metrics on `address` ("host:port", port 0 picks one). UNAVAILABLE when it
+  // cannot listen (the text names the address). The port.
+  absl::StatusOr<int> Serve(const std::string& address);
+  // The text that /metrics would answer.
+  std::string Text() const;
+
+  void Encoded(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes,
+               absl::Duration elapsed);   // one batch
+  void Decoded(absl::string_view codec, uint64_t raw_bytes, absl::Duration elapsed);
+  void Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes);
+  void Received(uint64_t payload_bytes);
+  void Sent(uint64_t payload_bytes);
+  // One call's end. `method` "Put", `code` a gRPC status name ("OK", "DATA_LOSS").
+  void Finished(absl::string_view method, absl::string_view code, absl::Duration elapsed);
+  void ChecksumFailure(absl::string_view where);  // "received", "stored"
+  void PutAborted(absl::string_view reason);      // "cancelled", "idle", "error"
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvcask

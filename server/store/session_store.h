@@ -1,0 +1,203 @@
+// Sessions in memory: chains of chunks by shard, shared by content, committed whole.
+//
+// The store sees opaque chunks and does not know that codecs exist. A session's tokens
+// are visible as far as every one of its shards has committed them; a page is
+// kChunkTokens tokens at a multiple of that; all chunks of a chain but the last are whole
+// pages. Chunks with the same key in one namespace are kept once.
+//
+// Thread-safe. Nothing it returns is invalidated by later calls: reads hold references.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/time/time.h>
+#include <absl/types/span.h>
+
+#include "server/admission/byte_budget.h"
+
+namespace kvcask {
+
+using Digest = std::array<uint8_t, 32>;
+using ChunkBytes = std::vector<uint8_t>;
+
+// One chunk as the pipeline hands it over.
+struct NewChunk {
+  uint64_t token_begin = 0;           // in the session; a multiple of the page
+  uint32_t tokens = 0;                // of the page; less only in the last
+  ChunkBytes bytes;
+  uint64_t raw_bytes = 0;             // 2 bytes x elements that were put
+  double predicted_kld = -1;          // < 0: none
+  std::optional<Digest> prefix_id;    // whole pages of sessions with token ids
+  std::optional<Digest> key;          // for sharing
+  std::shared_ptr<const void> pin;    // kept alive as long as the chunk (its profile)
+};
+
+// A chunk in the store. Immutable.
+struct StoredChunk {
+  uint64_t token_begin = 0;
+  uint32_t tokens = 0;
+  ChunkBytes bytes;
+  uint64_t raw_bytes = 0;
+  double predicted_kld = -1;
+  std::shared_ptr<const void> pin;
+  Reservation reservation;
+};
+using ChunkRef = std::shared_ptr<const StoredChunk>;
+
+struct SessionKey {
+  std::string ns;
+  std::string id;
+};
+
+// What a session is of. All commits must agree with the first; FAILED_PRECONDITION says
+// which field differs and both values.
+struct SessionTraits {
+  std::string model_id;
+  std::string extra_key;
+  std::string codec;
+  std::string quality;
+  std::string dtype;
+  Digest geometry{};   // fingerprint
+  Digest profile{};    // fingerprint, or zeros
+  uint64_t first_position = 0;
+  uint32_t shard_count = 1;
+  // What the pipeline needs to decode (geometry, profile); opaque here.
+  std::shared_ptr<const void> attachment;
+};
+
+struct CommitRequest {
+  SessionKey session;
+  SessionTraits traits;
+  uint32_t shard = 0;            // < traits.shard_count
+  std::string shard_label;       // opaque: the shard's range, given back in stat
+  uint64_t base_version = 0;     // of this shard, that the chunks were made against
+  uint64_t token_begin = 0;      // = what the shard held at base_version
+  uint64_t tokens = 0;           // the run's length
+  // From the page that holds token_begin on: a tail there is replaced.
+  std::vector<NewChunk> chunks;
+  Reservation reservation;       // covers the chunks' bytes
+  bool seal = false;
+  std::string put_id;
+  std::optional<absl::Duration> ttl;
+  std::map<std::string, std::string> labels;
+};
+
+struct CommitResult {
+  uint64_t version = 0;
+  uint64_t shard_tokens = 0;
+  uint64_t visible_tokens = 0;
+  uint64_t raw_bytes = 0;     // of this commit's run
+  uint64_t stored_bytes = 0;
+  double predicted_kld = 0;
+  bool replayed = false;
+};
+
+struct ShardState {
+  uint32_t shard = 0;
+  std::string label;
+  uint64_t tokens = 0;
+  uint64_t version = 0;
+};
+
+struct SessionStat {
+  SessionKey key;
+  SessionTraits traits;       // of the first commit; empty model_id: none yet
+  uint64_t tokens = 0;        // visible
+  bool sealed = false;
+  uint64_t raw_bytes = 0;
+  uint64_t stored_bytes = 0;  // logical
+  uint64_t unique_bytes = 0;  // held by this session alone
+  double predicted_kld = 0;   // mean over tokens, summed over shards
+  uint32_t chunks = 0;
+  absl::Time created, modified;
+  absl::Duration ttl;         // zero: none
+  std::map<std::string, std::string> labels;
+  std::vector<ShardState> shards;
+};
+
+// What a writer needs before its first byte.
+struct ShardSnapshot {
+  uint64_t version = 0;
+  uint64_t tokens = 0;
+  ChunkRef tail;        // the chunk of the last, incomplete page; null: none
+  bool sealed = false;
+  std::optional<Digest> last_prefix_id;  // of the last whole page; none: no pages yet
+};
+
+// Chunks of one shard that cover the tokens asked for, in order.
+struct ReadPlan {
+  SessionStat stat;
+  uint64_t token_begin = 0, token_end = 0;
+  struct Shard {
+    uint32_t shard = 0;
+    std::string label;
+    std::vector<ChunkRef> chunks;
+  };
+  std::vector<Shard> shards;
+};
+
+struct HeldPrefix {
+  std::string codec, quality;
+  uint64_t tokens = 0;
+  uint64_t stored_bytes = 0;
+};
+
+struct StoreUsage {
+  uint64_t sessions = 0;
+  uint64_t chunks = 0;        // each once
+  uint64_t stored_bytes = 0;  // each once
+};
+
+class SessionStore {
+ public:
+  explicit SessionStore(int page_tokens);
+  ~SessionStore();
+
+  // ALREADY_EXISTS when there is one.
+  absl::Status Create(const SessionKey& key, const SessionTraits* traits, absl::Duration ttl,
+                      std::map<std::string, std::string> labels);
+
+  // The state that a new run of `shard` continues. A session or shard that does not exist
+  // is empty. FAILED_PRECONDITION: sealed, or traits differ.
+  absl::StatusOr<ShardSnapshot> BeginWrite(const SessionKey& key, const SessionTraits& traits,
+                                           uint32_t shard) const;
+  // The result of an earlier commit with this put_id, if the session remembers it.
+  std::optional<CommitResult> FindPut(const SessionKey& key, uint32_t shard,
+                                      const std::string& put_id) const;
+  // All or nothing. ABORTED when the shard's version is not base_version.
+  absl::StatusOr<CommitResult> Commit(CommitRequest request);
+
+  // end 0: to the end. NOT_FOUND; OUT_OF_RANGE when the range leaves the visible tokens
+  // or is empty (the text says how many there are).
+  absl::StatusOr<ReadPlan> OpenRead(const SessionKey& key, uint64_t begin, uint64_t end) const;
+
+  // The longest run of leading prefix_ids held whole, by codec and quality; longest first.
+  std::vector<HeldPrefix> Lookup(const std::string& ns, absl::Span<const Digest> prefix_ids) const;
+  // A plan for the longest of them. NOT_FOUND.
+  absl::StatusOr<ReadPlan> OpenPrefix(const std::string& ns, absl::Span<const Digest> prefix_ids,
+                                      uint64_t begin, uint64_t end) const;
+
+  absl::StatusOr<SessionStat> Stat(const SessionKey& key) const;
+  // Up to `limit` sessions with ids greater than `after`, in order.
+  std::vector<SessionStat> List(const std::string& ns, const std::string& after, int limit) const;
+  // Bytes freed. NOT_FOUND.
+  absl::StatusOr<uint64_t> Delete(const SessionKey& key);
+  // Deletes sessions whose ttl has passed since their last commit; how many.
+  int Expire(absl::Time now);
+
+  StoreUsage Usage() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvcask
