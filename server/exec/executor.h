@@ -1,6 +1,6 @@
 // A fixed set of threads that run tasks in order of arrival.
 //
-// Thread-safe. Tasks may submit tasks. Shutdown runs what is queued, then joins.
+// Thread-safe. Tasks may submit tasks. Tasks must not throw.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,9 @@ class Executor {
   explicit Executor(int threads);
   ~Executor();  // Shutdown
 
+  // After Shutdown the caller's thread runs the task: none is ever lost.
   void Submit(std::function<void()> task);
+  // Runs what is queued (and what that submits), then joins. Not to be called by a task.
   void Shutdown();
 
   int threads() const;
