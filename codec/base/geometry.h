@@ -61,9 +61,12 @@ struct Geometry {
 inline constexpr int kMaxLayers = 1024;
 inline constexpr int kMaxHeads = 1024;
 inline constexpr int kMaxHeadDim = 4096;
+// Elements of one token in one layer: a page of it in fp32 is at most 2 GiB.
+inline constexpr int64_t kMaxLayerElements = int64_t{1} << 22;
 
 // A shard's part of a model: layers [layer_begin, layer_end) x heads [head_begin,
-// head_end) of each of their streams.
+// head_end) of each of their streams. From 0 to the most heads that any stream has: all
+// heads of every stream, also of those that have fewer.
 struct ShardRange {
   int index = 0;
   int count = 1;

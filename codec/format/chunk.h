@@ -29,7 +29,7 @@ struct ChunkHeader {
   std::optional<Fingerprint> profile;
   uint64_t token_begin = 0;             // index in the session; a multiple of kPageTokens
   int tokens = 0;                       // 1..kPageTokens
-  std::vector<uint32_t> positions;      // `tokens` of them
+  std::vector<uint32_t> positions;      // `tokens` of them; 4 bytes when consecutive
   std::vector<uint32_t> token_ids;      // `tokens` of them, or none
 };
 
@@ -53,7 +53,7 @@ struct ChunkView {
   }
 };
 
-// Bytes of everything but the tiles.
+// At most so many bytes is everything but the tiles.
 size_t ChunkOverheadBytes(int groups, const ChunkHeader& header);
 
 // One encoded tile for BuildChunk.
@@ -65,7 +65,8 @@ struct EncodedTile {
   Certificate certificate;
 };
 
-// Serialises; computes the checksums. Tiles must be in order of group, one each.
+// Serialises; computes the checksums. Tiles must be in order of group, one each, under 4 GiB
+// each; certificates are kept as fp32. A header that breaks its own limits ends the program.
 std::vector<uint8_t> BuildChunk(const ChunkHeader& header, absl::Span<const EncodedTile> tiles);
 
 // Reads header and directory. Offsets are recomputed with checked arithmetic; bytes

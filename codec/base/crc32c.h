@@ -1,0 +1,23 @@
+// CRC32C (Castagnoli, RFC 3720): the checksum of everything that is stored or sent.
+// Uses isa-l, which picks the CPU's instructions.
+//
+// Thread-safe: pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <absl/types/span.h>
+
+namespace kvcask {
+
+// The CRC of the bytes whose CRC is `crc` followed by `bytes`. Begin with 0.
+uint32_t Crc32cExtend(uint32_t crc, absl::Span<const uint8_t> bytes);
+
+inline uint32_t Crc32c(absl::Span<const uint8_t> bytes) { return Crc32cExtend(0, bytes); }
+
+// Copies `n` bytes, which must not overlap, and extends `crc` by them: one pass over memory,
+// since the checksum reads what the copy has just brought into the cache.
+uint32_t Crc32cCopy(uint8_t* dst, const uint8_t* src, size_t n, uint32_t crc = 0);
+
+}  // namespace kvcask

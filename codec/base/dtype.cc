@@ -1,0 +1,137 @@
+#include "codec/base/dtype.h"
+
+namespace kvcask {
+namespace {
+
+uint32_t BitsOf(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return u;
+}
+float FloatOf(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+template <typename T>
+T LoadUnaligned(const uint8_t* p) {
+  T v;
+  std::memcpy(&v, p, sizeof(T));
+  return v;
+}
+
+// One loop for each pair of (conversion, stride known or not), so that contiguous rows
+// vectorise.
+template <typename T, typename Convert>
+void LoadAll(const uint8_t* src, int64_t stride, size_t n, float* dst, Convert convert) {
+  if (stride == static_cast<int64_t>(sizeof(T))) {
+    for (size_t i = 0; i < n; ++i) dst[i] = convert(LoadUnaligned<T>(src + i * sizeof(T)));
+  } else {
+    for (size_t i = 0; i < n; ++i) {
+      dst[i] = convert(LoadUnaligned<T>(src + static_cast<int64_t>(i) * stride));
+    }
+  }
+}
+template <typename T, typename Convert>
+void StoreAll(const float* src, size_t n, uint8_t* dst, int64_t stride, Convert convert) {
+  if (stride == static_cast<int64_t>(sizeof(T))) {
+    for (size_t i = 0; i < n; ++i) {
+      const T v = convert(src[i]);
+      std::memcpy(dst + i * sizeof(T), &v, sizeof(T));
+    }
+  } else {
+    for (size_t i = 0; i < n; ++i) {
+      const T v = convert(src[i]);
+      std::memcpy(dst + static_cast<int64_t>(i) * stride, &v, sizeof(T));
+    }
+  }
+}
+
+}  // namespace
+
+absl::string_view DtypeName(Dtype d) {
+  switch (d) {
+    case Dtype::kBf16:
+      return "bf16";
+    case Dtype::kF16:
+      return "f16";
+    case Dtype::kF32:
+      return "f32";
+  }
+  return "unknown";
+}
+
+float F16ToFloat(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
+  const uint32_t magnitude = h & 0x7fff;
+  if (magnitude >= 0x7c00) {  // infinity; NaN is made quiet, as the hardware does
+    const uint32_t quiet = magnitude > 0x7c00 ? 0x400000 : 0;
+    return FloatOf(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13) | quiet);
+  }
+  if (magnitude >= 0x400) return FloatOf(sign | ((magnitude << 13) + 0x38000000));
+  const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
+  return FloatOf(sign | BitsOf(subnormal));
+}
+
+uint16_t FloatToF16(float f) {
+  const uint32_t bits = BitsOf(f);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) {
+    return static_cast<uint16_t>(sign | 0x7e00 | ((magnitude >> 13) & 0x1ff));
+  }
+  if (magnitude >= 0x47800000) return sign | 0x7c00;  // 2^16 and above
+  if (magnitude < 0x38800000) {  // below 2^-14: binary16's subnormals are multiples of 2^-24,
+    const float shifted = FloatOf(magnitude) + 0.5f;  // which is the spacing of floats at 1/2
+    return static_cast<uint16_t>(sign | (BitsOf(shifted) - 0x3f000000));
+  }
+  // Rebias the exponent and round; a carry runs into the exponent, up to infinity.
+  const uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
+  return static_cast<uint16_t>(sign | (rounded >> 13));
+}
+
+float LoadElement(const uint8_t* p, Dtype d) {
+  switch (d) {
+    case Dtype::kBf16:
+      return Bf16ToFloat(LoadUnaligned<uint16_t>(p));
+    case Dtype::kF16:
+      return F16ToFloat(LoadUnaligned<uint16_t>(p));
+    case Dtype::kF32:
+      break;
+  }
+  return LoadUnaligned<float>(p);
+}
+
+void StoreElement(float f, Dtype d, uint8_t* p) {
+  if (d == Dtype::kF32) {
+    std::memcpy(p, &f, 4);
+    return;
+  }
+  const uint16_t v = d == Dtype::kBf16 ? FloatToBf16(f) : FloatToF16(f);
+  std::memcpy(p, &v, 2);
+}
+
+void LoadRow(const uint8_t* src, int64_t stride, Dtype d, size_t n, float* dst) {
+  switch (d) {
+    case Dtype::kBf16:
+      return LoadAll<uint16_t>(src, stride, n, dst, [](uint16_t v) { return Bf16ToFloat(v); });
+    case Dtype::kF16:
+      return LoadAll<uint16_t>(src, stride, n, dst, [](uint16_t v) { return F16ToFloat(v); });
+    case Dtype::kF32:
+      return LoadAll<float>(src, stride, n, dst, [](float v) { return v; });
+  }
+}
+
+void StoreRow(const float* src, size_t n, Dtype d, uint8_t* dst, int64_t stride) {
+  switch (d) {
+    case Dtype::kBf16:
+      return StoreAll<uint16_t>(src, n, dst, stride, [](float v) { return FloatToBf16(v); });
+    case Dtype::kF16:
+      return StoreAll<uint16_t>(src, n, dst, stride, [](float v) { return FloatToF16(v); });
+    case Dtype::kF32:
+      return StoreAll<float>(src, n, dst, stride, [](float v) { return v; });
+  }
+}
+
+}  // namespace kvcask

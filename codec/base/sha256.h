@@ -1,0 +1,13 @@
+// SHA-256, for fingerprints. Thread-safe: a pure function.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include <absl/types/span.h>
+
+namespace kvcask {
+
+std::array<uint8_t, 32> Sha256(absl::Span<const uint8_t> bytes);
+
+}  // namespace kvcask

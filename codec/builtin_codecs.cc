@@ -1,0 +1,31 @@
+#include "codec/builtin_codecs.h"
+
+#include "codec/raw/raw.h"
+
+namespace kvcask {
+namespace {
+
+constexpr CodecEntry kCodecs[] = {
+    {CodecId::kRaw, "raw", "the bytes as they were put", /*needs_profile=*/false,
+     /*has_quality=*/false, /*lossless=*/true, MakeRawCodec},
+};
+
+}  // namespace
+
+absl::Span<const CodecEntry> BuiltinCodecs() { return kCodecs; }
+
+const CodecEntry* FindCodec(absl::string_view name) {
+  for (const CodecEntry& entry : kCodecs) {
+    if (entry.name == name) return &entry;
+  }
+  return nullptr;
+}
+
+const CodecEntry* FindCodec(CodecId id) {
+  for (const CodecEntry& entry : kCodecs) {
+    if (entry.id == id) return &entry;
+  }
+  return nullptr;
+}
+
+}  // namespace kvcask
