@@ -6,20 +6,24 @@
 // pages. Chunks with the same key in one namespace are kept once.
 //
 // Thread-safe. Nothing it returns is invalidated by later calls: reads hold references.
+// One mutex; a commit or delete costs O(its chunks), a stat O(shards), a lookup
+// O(forms * log pages). Bytes are freed after the mutex is let go.
 #pragma once
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/time/clock.h>
+#include <absl/time/time.h>
+#include <absl/types/span.h>
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
-#include <absl/time/time.h>
-#include <absl/types/span.h>
 
 #include "server/admission/byte_budget.h"
 
@@ -30,14 +34,17 @@ using ChunkBytes = std::vector<uint8_t>;
 
 // One chunk as the pipeline hands it over.
 struct NewChunk {
-  uint64_t token_begin = 0;           // in the session; a multiple of the page
-  uint32_t tokens = 0;                // of the page; less only in the last
+  uint64_t token_begin = 0;  // in the session; a multiple of the page
+  uint32_t tokens = 0;       // of the page; less only in the last
   ChunkBytes bytes;
-  uint64_t raw_bytes = 0;             // 2 bytes x elements that were put
-  double predicted_kld = -1;          // < 0: none
-  std::optional<Digest> prefix_id;    // whole pages of sessions with token ids
-  std::optional<Digest> key;          // for sharing
-  std::shared_ptr<const void> pin;    // kept alive as long as the chunk (its profile)
+  uint64_t raw_bytes = 0;     // 2 bytes x elements that were put
+  double predicted_kld = -1;  // < 0: none
+  // Whole pages of sessions with token ids. A digest over the page's token ids and the
+  // prefix_id before it, so that who holds page i by it holds all pages before.
+  std::optional<Digest> prefix_id;
+  // For sharing: chunks of equal key, tokens and raw_bytes are interchangeable.
+  std::optional<Digest> key;
+  std::shared_ptr<const void> pin;  // kept alive as long as the chunk (its profile)
 };
 
 // A chunk in the store. Immutable.
@@ -65,8 +72,8 @@ struct SessionTraits {
   std::string codec;
   std::string quality;
   std::string dtype;
-  Digest geometry{};   // fingerprint
-  Digest profile{};    // fingerprint, or zeros
+  Digest geometry{};  // fingerprint
+  Digest profile{};   // fingerprint, or zeros
   uint64_t first_position = 0;
   uint32_t shard_count = 1;
   // What the pipeline needs to decode (geometry, profile); opaque here.
@@ -76,18 +83,26 @@ struct SessionTraits {
 struct CommitRequest {
   SessionKey session;
   SessionTraits traits;
-  uint32_t shard = 0;            // < traits.shard_count
-  std::string shard_label;       // opaque: the shard's range, given back in stat
-  uint64_t base_version = 0;     // of this shard, that the chunks were made against
-  uint64_t token_begin = 0;      // = what the shard held at base_version
-  uint64_t tokens = 0;           // the run's length
-  // From the page that holds token_begin on: a tail there is replaced.
+  uint32_t shard = 0;         // < traits.shard_count
+  std::string shard_label;    // opaque: the shard's range, given back in stat
+  uint64_t base_version = 0;  // of this shard, that the chunks were made against
+  // Of the session that base_version is of (ShardSnapshot): tells it from another that
+  // was made under the same name since. 0 does not check.
+  uint64_t incarnation = 0;
+  uint64_t token_begin = 0;  // = what the shard held at base_version
+  uint64_t tokens = 0;       // the run's length
+  // From the page that holds token_begin on: a tail there is replaced. A run of no tokens
+  // may hold none (seal, ttl or labels alone) or the tail in another form.
   std::vector<NewChunk> chunks;
-  Reservation reservation;       // covers the chunks' bytes
+  // Covers the chunks' bytes (INTERNAL if not); what is over, or shared, goes back. Empty:
+  // nothing is accounted for.
+  Reservation reservation;
+  // This shard gets no more tokens. The session is sealed when all of its shards are, at
+  // one length.
   bool seal = false;
   std::string put_id;
-  std::optional<absl::Duration> ttl;
-  std::map<std::string, std::string> labels;
+  std::optional<absl::Duration> ttl;          // none keeps; zero: for ever
+  std::map<std::string, std::string> labels;  // none keeps; else they replace all
 };
 
 struct CommitResult {
@@ -95,9 +110,11 @@ struct CommitResult {
   uint64_t shard_tokens = 0;
   uint64_t visible_tokens = 0;
   uint64_t raw_bytes = 0;     // of this commit's run
-  uint64_t stored_bytes = 0;
-  double predicted_kld = 0;
+  uint64_t stored_bytes = 0;  // kept for it; its share, by raw_bytes, of a replaced tail
+  double predicted_kld = 0;   // mean over the tokens of the chunks; 0 without any
   bool replayed = false;
+  uint64_t token_begin = 0;  // the run's, so that a replay can be told from
+  uint64_t tokens = 0;       // another use of its put_id
 };
 
 struct ShardState {
@@ -105,12 +122,13 @@ struct ShardState {
   std::string label;
   uint64_t tokens = 0;
   uint64_t version = 0;
+  bool sealed = false;
 };
 
 struct SessionStat {
   SessionKey key;
-  SessionTraits traits;       // of the first commit; empty model_id: none yet
-  uint64_t tokens = 0;        // visible
+  SessionTraits traits;  // of the first commit; empty model_id: none yet
+  uint64_t tokens = 0;   // visible
   bool sealed = false;
   uint64_t raw_bytes = 0;
   uint64_t stored_bytes = 0;  // logical
@@ -118,7 +136,7 @@ struct SessionStat {
   double predicted_kld = 0;   // mean over tokens, summed over shards
   uint32_t chunks = 0;
   absl::Time created, modified;
-  absl::Duration ttl;         // zero: none
+  absl::Duration ttl;  // zero: none
   std::map<std::string, std::string> labels;
   std::vector<ShardState> shards;
 };
@@ -127,9 +145,10 @@ struct SessionStat {
 struct ShardSnapshot {
   uint64_t version = 0;
   uint64_t tokens = 0;
-  ChunkRef tail;        // the chunk of the last, incomplete page; null: none
+  ChunkRef tail;  // the chunk of the last, incomplete page; null: none
   bool sealed = false;
   std::optional<Digest> last_prefix_id;  // of the last whole page; none: no pages yet
+  uint64_t incarnation = 0;              // of the session; 0: there is none yet
 };
 
 // Chunks of one shard that cover the tokens asked for, in order.
@@ -156,23 +175,39 @@ struct StoreUsage {
   uint64_t stored_bytes = 0;  // each once
 };
 
+// Of each shard: results of older puts are forgotten, and a repeat of one is then refused
+// as any other write against an old version.
+inline constexpr int kRememberedPuts = 16;
+
+struct SessionStoreOptions {
+  uint64_t max_sessions = 1'000'000;  // empty ones cost memory too
+  std::function<absl::Time()> now = absl::Now;
+};
+
 class SessionStore {
  public:
-  explicit SessionStore(int page_tokens);
+  explicit SessionStore(int page_tokens, SessionStoreOptions options = {});
   ~SessionStore();
 
-  // ALREADY_EXISTS when there is one.
+  // ALREADY_EXISTS when there is one. RESOURCE_EXHAUSTED: max_sessions. traits null: the
+  // first commit says.
   absl::Status Create(const SessionKey& key, const SessionTraits* traits, absl::Duration ttl,
                       std::map<std::string, std::string> labels);
 
   // The state that a new run of `shard` continues. A session or shard that does not exist
-  // is empty. FAILED_PRECONDITION: sealed, or traits differ.
+  // is empty. FAILED_PRECONDITION: the shard is sealed, or traits differ.
+  // INVALID_ARGUMENT: there is no such shard.
   absl::StatusOr<ShardSnapshot> BeginWrite(const SessionKey& key, const SessionTraits& traits,
                                            uint32_t shard) const;
   // The result of an earlier commit with this put_id, if the session remembers it.
   std::optional<CommitResult> FindPut(const SessionKey& key, uint32_t shard,
                                       const std::string& put_id) const;
-  // All or nothing. ABORTED when the shard's version is not base_version.
+  // All or nothing. A repeat of a remembered put_id answers its result, replayed;
+  // ALREADY_EXISTS when that was another run, or the shard holds the tokens already.
+  // ABORTED when the shard's version is not base_version (or the session another).
+  // FAILED_PRECONDITION: sealed, traits differ, or another shard was given other token ids.
+  // INVALID_ARGUMENT: chunks that do not cover the run, or a gap before it.
+  // RESOURCE_EXHAUSTED: max_sessions.
   absl::StatusOr<CommitResult> Commit(CommitRequest request);
 
   // end 0: to the end. NOT_FOUND; OUT_OF_RANGE when the range leaves the visible tokens
@@ -181,14 +216,15 @@ class SessionStore {
 
   // The longest run of leading prefix_ids held whole, by codec and quality; longest first.
   std::vector<HeldPrefix> Lookup(const std::string& ns, absl::Span<const Digest> prefix_ids) const;
-  // A plan for the longest of them. NOT_FOUND.
+  // A plan for the longest of them: the first of Lookup. NOT_FOUND when there is none;
+  // OUT_OF_RANGE as OpenRead, of the prefix.
   absl::StatusOr<ReadPlan> OpenPrefix(const std::string& ns, absl::Span<const Digest> prefix_ids,
                                       uint64_t begin, uint64_t end) const;
 
   absl::StatusOr<SessionStat> Stat(const SessionKey& key) const;
   // Up to `limit` sessions with ids greater than `after`, in order.
   std::vector<SessionStat> List(const std::string& ns, const std::string& after, int limit) const;
-  // Bytes freed. NOT_FOUND.
+  // Bytes that only it held: freed, when no read is using them. NOT_FOUND.
   absl::StatusOr<uint64_t> Delete(const SessionKey& key);
   // Deletes sessions whose ttl has passed since their last commit; how many.
   int Expire(absl::Time now);
