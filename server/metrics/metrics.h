@@ -4,14 +4,14 @@
 // Thread-safe. The rest of the server names no prometheus-cpp type.
 #pragma once
 
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
-
-#include <absl/status/statusor.h>
-#include <absl/strings/string_view.h>
-#include <absl/time/time.h>
 
 namespace kvcask {
 
@@ -23,26 +23,34 @@ class Metrics {
     std::function<double()> queue_age_seconds;
     std::function<double()> budget_bytes;
     std::function<double()> used_bytes;
-    std::function<double()> stored_bytes;   // unique
+    std::function<double()> stored_bytes;  // unique
     std::function<double()> sessions;
     std::function<double()> chunks;
     std::function<double()> profiles;
-    std::function<double()> ready;          // 1 or 0
+    std::function<double()> ready;  // 1 or 0
   };
 
   Metrics(const std::string& version, const std::string& commit, const std::string& backend);
   ~Metrics();
 
+  // From now on. What they capture must outlive this, or be cleared by SetSources({}) first,
+  // which waits for a scrape under way. They must not call back into Metrics.
   void SetSources(Sources sources);
-  // Serves /metrics on `address` ("host:port", port 0 picks one). UNAVAILABLE when it
-  // cannot listen (the text names the address). The port.
+  // The label values to come: their series exist, at 0, from here on, so that the first
+  // event is an increase that rate() sees. Others are added when they first happen.
+  void DeclareCodec(absl::string_view codec);
+  void DeclareMethod(absl::string_view method);
+  // Serves /metrics on `address` ("host:port", port 0 picks one) until destroyed; once. The
+  // port. UNAVAILABLE when it cannot listen (the text names the address).
   absl::StatusOr<int> Serve(const std::string& address);
   // The text that /metrics would answer.
   std::string Text() const;
 
+  // One batch. raw_bytes as everywhere: 2 bytes x elements.
   void Encoded(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes,
-               absl::Duration elapsed);   // one batch
+               absl::Duration elapsed);
   void Decoded(absl::string_view codec, uint64_t raw_bytes, absl::Duration elapsed);
+  // One put that became visible: what ratios are made of.
   void Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes);
   void Received(uint64_t payload_bytes);
   void Sent(uint64_t payload_bytes);
