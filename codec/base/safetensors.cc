@@ -292,13 +292,15 @@ absl::Status SafetensorsWriter::Declare(absl::string_view name, absl::string_vie
   entry.offset = declared_bytes_;
   if (SafetensorsDtypeSize(dtype) == 0) return Bad("unknown dtype \"", dtype, "\"");
   const bool negative = std::any_of(shape.begin(), shape.end(), [](int64_t d) { return d < 0; });
+  uint64_t end = 0;
   if (negative || !TensorBytes(dtype, shape, &entry.bytes) ||
-      !CheckedAdd(declared_bytes_, entry.bytes, &declared_bytes_)) {
+      !CheckedAdd(declared_bytes_, entry.bytes, &end)) {
     return Bad("tensor \"", name, "\": negative or overflowing shape");
   }
   for (const auto& t : tensors_) {
     if (t.first == name) return Bad("tensor \"", name, "\" twice");
   }
+  declared_bytes_ = end;
   tensors_.emplace_back(std::string(name), std::move(entry));
   return absl::OkStatus();
 }
