@@ -1,0 +1,171 @@
+// kvcaskd: the daemon. Puts the parts together, runs until a signal, drains.
+#include <pthread.h>
+#include <signal.h>
+#include <sys/sysinfo.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <memory>
+
+#include <absl/strings/str_cat.h>
+
+#include "codec/api/codec.h"
+#include "codec/profile/profile.h"
+#include "server/log/log.h"
+#include "server/rpc/grpc_server.h"
+#include "server/version.h"
+
+namespace kvcask {
+namespace {
+
+constexpr int kExitError = 1, kExitUsage = 2;
+
+int Fail(int code, const absl::Status& status) {
+  std::fprintf(stderr, "kvcaskd: %s\n", std::string(status.message()).c_str());
+  return code;
+}
+
+uint64_t HalfOfMemory() {
+  struct sysinfo info;
+  if (sysinfo(&info) != 0) return uint64_t{4} << 30;
+  return uint64_t{info.totalram} * info.mem_unit / 2;
+}
+
+absl::Status LoadProfile(const std::string& path, ProfileRegistry* profiles) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) return absl::InvalidArgumentError(absl::StrCat("--profile ", path, ": cannot read it"));
+  const auto size = static_cast<uint64_t>(in.tellg());
+  if (size > kMaxProfileBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--profile ", path, ": found ", size,
+                                                   " bytes, expected at most ", kMaxProfileBytes));
+  }
+  std::vector<uint8_t> file(size);
+  in.seekg(0);
+  in.read(reinterpret_cast<char*>(file.data()), static_cast<std::streamsize>(size));
+  auto added = profiles->Add(std::move(file));
+  if (!added.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--profile ", path, ": ", added.status().message()));
+  }
+  Log(LogLevel::kInfo, "profile registered",
+      {{"file", path},
+       {"fingerprint", ToHex(added->profile->fingerprint())},
+       {"codec", added->profile->codec()}});
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  auto parsed = ParseConfig(argc, argv);
+  if (!parsed.ok()) return Fail(kExitUsage, parsed.status());
+  if (parsed->action == ConfigAction::kVersion) {
+    std::printf("kvcaskd %s (%s)\n", kVersion, kCommit);
+    return 0;
+  }
+  if (parsed->action == ConfigAction::kHelp) {
+    std::fputs(parsed->text.c_str(), stdout);
+    return 0;
+  }
+
+  // Signals are waited for below; every thread inherits the mask.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  InitRuntime();
+
+  Serving serving;
+  serving.config = parsed->config;
+  const Config& config = serving.config;
+  if (!SetupLog(config.log_level, config.log_format)) {
+    return Fail(kExitUsage, absl::InvalidArgumentError(absl::StrCat(
+                                "--log-level ", config.log_level, " --log-format ",
+                                config.log_format, ": expected debug|info|warning|error and text|json")));
+  }
+  serving.version = kVersion;
+  serving.commit = kCommit;
+  serving.started = absl::Now();
+  serving.backend = "cpu";
+  serving.backend_detail = "this build has no CUDA backend";
+  if (config.backend == "cuda") {
+    return Fail(kExitError, absl::UnavailableError(
+                                absl::StrCat("--backend cuda: ", serving.backend_detail)));
+  }
+
+  const uint64_t budget_bytes =
+      config.memory_budget_bytes != 0 ? config.memory_budget_bytes : HalfOfMemory();
+  ByteBudget budget(budget_bytes);
+  ByteBudget read_budget(std::max<uint64_t>(budget_bytes / 4, uint64_t{64} << 20));
+  Metrics metrics(kVersion, kCommit, serving.backend);
+  SessionStore store(kPageTokens);
+  ProfileRegistry profiles(&budget);
+  Executor executor(config.encode_threads);
+  Pipeline::Options options;
+  options.default_codec = config.default_codec;
+  Pipeline pipeline(&store, &budget, &profiles, &executor, &metrics, options);
+  serving.store = &store;
+  serving.budget = &budget;
+  serving.read_budget = &read_budget;
+  serving.profiles = &profiles;
+  serving.pipeline = &pipeline;
+  serving.executor = &executor;
+  serving.metrics = &metrics;
+  Metrics::Sources sources;
+  sources.queue_depth = [&] { return static_cast<double>(executor.queue_depth()); };
+  sources.queue_age_seconds = [&] { return absl::ToDoubleSeconds(executor.queue_age()); };
+  sources.budget_bytes = [&] { return static_cast<double>(budget.limit()); };
+  sources.used_bytes = [&] { return static_cast<double>(budget.used()); };
+  sources.stored_bytes = [&] { return static_cast<double>(store.Usage().stored_bytes); };
+  sources.sessions = [&] { return static_cast<double>(store.Usage().sessions); };
+  sources.chunks = [&] { return static_cast<double>(store.Usage().chunks); };
+  sources.profiles = [&] { return static_cast<double>(profiles.List().size()); };
+  sources.ready = [&] { return serving.draining ? 0.0 : 1.0; };
+  metrics.SetSources(std::move(sources));
+
+  for (const std::string& p : config.profiles) {
+    if (absl::Status s = LoadProfile(p, &profiles); !s.ok()) return Fail(kExitError, s);
+  }
+  std::string metrics_address;
+  if (!config.metrics.empty()) {
+    auto port = metrics.Serve(config.metrics);
+    if (!port.ok()) return Fail(kExitError, port.status());
+    metrics_address = absl::StrCat(config.metrics.substr(0, config.metrics.rfind(':')), ":", *port);
+  }
+  auto server = GrpcServer::Start(&serving);
+  if (!server.ok()) return Fail(kExitError, server.status());
+
+  // Scripts wait for these lines.
+  std::printf("kvcaskd %s (%s), backend %s (cuda: %s), budget %.2f GiB, %d threads\n", kVersion,
+              kCommit, serving.backend.c_str(), serving.backend_detail.c_str(),
+              static_cast<double>(budget_bytes) / (1 << 30), executor.threads());
+  if (!metrics_address.empty()) {
+    std::printf("metrics http://%s/metrics\n", metrics_address.c_str());
+  }
+  for (const std::string& a : (*server)->addresses()) std::printf("listening %s\n", a.c_str());
+  std::fflush(stdout);
+  Log(LogLevel::kInfo, "ready", {{"version", kVersion}, {"commit", kCommit}});
+
+  const timespec tick = {0, 250 * 1000 * 1000};
+  while (sigtimedwait(&signals, nullptr, &tick) < 0) {
+    const absl::Time now = absl::Now();
+    serving.EndIdlersSince(now - config.idle_put_timeout);
+    if (const int n = store.Expire(now); n > 0) {
+      Log(LogLevel::kInfo, "sessions expired", {{"count", n}});
+    }
+  }
+  Log(LogLevel::kInfo, "draining",
+      {{"calls", serving.calls.load()},
+       {"deadline", absl::FormatDuration(config.drain_timeout)}});
+  (*server)->Drain(absl::Now() + config.drain_timeout);
+  executor.Shutdown();
+  server->reset();
+  Log(LogLevel::kInfo, "stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvcask
+
+int main(int argc, char** argv) { return kvcask::Main(argc, argv); }
