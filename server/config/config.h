@@ -1,33 +1,34 @@
 // How kvcaskd is set up: defaults, then a YAML file (--config), then flags.
 #pragma once
 
+#include <absl/status/statusor.h>
+#include <absl/time/time.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include <absl/status/statusor.h>
-#include <absl/time/time.h>
-
 namespace kvcask {
 
 struct Config {
-  std::vector<std::string> listen;      // "unix:/path" or "host:port"; port 0 picks one
-  std::string metrics;                  // "host:port"; "" serves none
-  std::string backend = "auto";         // auto | cpu | cuda
-  uint64_t memory_budget_bytes = 0;     // 0: half of the machine's memory
-  std::vector<std::string> profiles;    // files to register at start
+  // "unix:/path" or "host:port"; port 0 picks one. Never empty once parsed.
+  std::vector<std::string> listen;
+  std::string metrics = "127.0.0.1:7421";  // "host:port"; "" ("off") serves none
+  std::string backend = "auto";            // auto | cpu | cuda
+  uint64_t memory_budget_bytes = 0;        // 0: half of the machine's memory
+  std::vector<std::string> profiles;       // files to register at start
   std::string default_codec = "int8";
-  int encode_threads = 0;               // 0: one a core
+  int encode_threads = 0;  // 0: one a core
   absl::Duration drain_timeout = absl::Seconds(20);
   absl::Duration idle_put_timeout = absl::Seconds(60);
   uint64_t put_credit_bytes = 64 << 20;
   uint64_t get_window_bytes = 32 << 20;
   uint64_t max_message_bytes = 64 << 20;
-  bool insecure = false;                // allow non-loopback listens without TLS
-  std::string tls_cert, tls_key;        // PEM files
+  bool insecure = false;          // allow non-loopback listens without TLS
+  std::string tls_cert, tls_key;  // PEM files
   std::string log_level = "info";
-  std::string log_format = "text";      // text | json
-  std::string ready_fd;                 // tests: a descriptor to print addresses to
+  std::string log_format = "text";  // text | json
+  std::string ready_fd;             // tests: a descriptor to print addresses to
 };
 
 enum class ConfigAction { kRun, kHelp, kVersion };
@@ -37,7 +38,9 @@ struct ParsedConfig {
   Config config;
 };
 
-// INVALID_ARGUMENT names the flag, or the file, line and key.
+// INVALID_ARGUMENT names the flag, or the file, line and key; NOT_FOUND the file. What came
+// back was checked: values, --tls-cert with --tls-key, and that no address which other
+// machines reach lacks TLS unless --insecure says so. Throws nothing.
 absl::StatusOr<ParsedConfig> ParseConfig(int argc, const char* const* argv);
 
 }  // namespace kvcask
