@@ -1,0 +1,141 @@
+"""A slow, plain encoder and decoder of a profile, up to the entropy coder.
+
+Counts ideal code length (the tables' cross-entropy), not bytes. The C++ codec is the
+product; this is for calibration and for checking it.
+"""
+
+import dataclasses
+
+import torch
+
+from tools.calibrate import fit, sensitivity, tables
+
+PAGE = 128
+ACTIVE = -21  # sigma / step >= about .4, in 1/16 octaves
+
+
+@dataclasses.dataclass
+class Coded:
+    """Tokens of one group, quantised. Shapes [tokens, rows] and [tokens]."""
+
+    q: torch.Tensor        # int64
+    scaled: torch.Tensor   # y / step_t, float32
+    cls: torch.Tensor      # int64
+    present: torch.Tensor  # bool: row < rows(k_t)
+    a: torch.Tensor
+    k: torch.Tensor
+    weight: torch.Tensor   # predicted sensitivity, float32
+    step: torch.Tensor     # step_t, float32
+    energy: torch.Tensor   # of the rows that are not coded: |z|^2 - |y|^2, float64
+
+
+def rows_of(sigma16, step, k):
+    """rows(k): how many leading coordinates reach the threshold."""
+    return int((sigma16.to(torch.int64) - 2 * step + 8 * k >= ACTIVE).sum())
+
+
+def quantise(transform, coefficients, x, step, rounding=0.5, use_classes=True):
+    """x [tokens, D] (no sinks) -> Coded at step exponent `step`."""
+    m = (len(coefficients) - 1) // 2
+    sigma16 = transform.sigma16.to(torch.int64)
+    most = max(rows_of(sigma16, step, 6), m)
+    y = transform.forward(x, most)
+    sigma = torch.exp2(sigma16.float() / 16)
+    weight = sensitivity.predict(sensitivity.features(y, sigma, m), coefficients)
+    k = sensitivity.step_class(weight)
+    if not use_classes:
+        k = torch.zeros_like(k)
+    base = rows_of(sigma16, step, 0)
+    if base:
+        a2 = (y[:, :base] / sigma[:base]).pow(2).mean(1)
+        a = (torch.round(torch.log2(a2.clamp(min=1e-9))) + 8).clamp(0, 15).to(torch.int64)
+    else:
+        a = torch.full_like(k, 8)
+    count = max(rows_of(sigma16, step, int(k.max())) if len(k) else 0, 1)
+    y, sigma16 = y[:, :count], sigma16[:count]
+    step_t = torch.exp2((step - 4 * k).float() / 8)
+    scaled = y / step_t[:, None]
+    present = sigma16[None, :] - 2 * step + 8 * k[:, None] >= ACTIVE
+    q = torch.where(present, torch.sign(scaled) * torch.floor(scaled.abs() + rounding), 0.0)
+    z = transform.whiten(x)
+    dropped = z.double().pow(2).sum(1) - (y.double() * present).pow(2).sum(1)
+    return Coded(q.to(torch.int64), scaled, tables.symbol_class(sigma16, a, k, step), present,
+                 a, k, weight, step_t, dropped.clamp(min=0))
+
+
+def dequantise(coded, centroids):
+    """Coded -> y^ [tokens, rows] float32."""
+    m = coded.q.abs().clamp(max=3)
+    near = torch.cat([torch.zeros_like(centroids[:, :1]), centroids], 1)[coded.cls, m]
+    value = torch.where(coded.q.abs() > 3, coded.q.abs().float(), near)
+    return torch.sign(coded.q).float() * value * coded.step[:, None]
+
+
+def squared_error(coded, y_hat):
+    """|e_t|^2 over all coordinates of the group, dropped rows included: [tokens] float64."""
+    y = coded.scaled * coded.step[:, None]
+    e = torch.where(coded.present, y - y_hat, torch.zeros_like(y))
+    return e.double().pow(2).sum(1) + coded.energy
+
+
+def code_bits(coded, cost, class_cost):
+    """Ideal bits of the tokens: (coordinates, classes)."""
+    q = coded.q.clamp(-tables.WIDE, tables.WIDE) + tables.WIDE
+    symbols = cost[coded.cls, q][coded.present].double().sum()
+    classes = class_cost[0][coded.a].double().sum() + class_cost[1][coded.k + 6].double().sum()
+    return float(symbols), float(classes)
+
+
+def tile_overhead_bits(coded):
+    """About what a tile's framing costs beyond ideal code length, in pages of 128 tokens:
+    mode and sizes, a lane's state (2 bytes), a directory entry and its share of the chunk."""
+    bits = 0
+    for begin in range(0, len(coded.k), PAGE):
+        tokens = min(PAGE, len(coded.k) - begin)
+        cap = int(coded.k[begin:begin + tokens].max())
+        rows = int(coded.present[begin:begin + tokens].any(0).sum()) + 2
+        per = 16384 // tokens
+        segments = -(-rows // per)
+        lanes = min(32, max(1, 1 << (max(1, -(-rows * tokens // segments // 512)) - 1)
+                            .bit_length()))
+        bits += 8 * (4 + 2 * (segments - 1) + segments * lanes * 2)
+        del cap
+    return bits
+
+
+@dataclasses.dataclass
+class Result:
+    x: torch.Tensor     # what the decoder returns, before K is rotated and rounded
+    bits: float         # ideal, everything a decoder needs, sinks at 16 bits an element
+    framing_bits: float
+    predicted: float    # sum over groups of mean over all tokens of 1/2 w |e|^2, no kappa
+    per_group: list     # the same, a group each
+    active: float       # share of coordinates that are coded, at k = 0
+
+
+def run(profile, x, step, table_set=0, sinks=fit.SINKS, counts=None, cost=None, **options):
+    """Encodes and decodes x [tokens, elements] whose first token is at position 0.
+
+    profile: profile.Profile (or anything with groups, transforms, coefficients, tables).
+    counts: tables.Counts to add the symbols to.
+    """
+    device = x.device
+    tables_ = profile.tables[table_set]
+    cost = cost if cost is not None else tables_.cost(device)
+    class_cost = tables_.class_cost(device)
+    centroids = torch.as_tensor(tables_.centroids, device=device)
+    out = x.clone()
+    bits, framing, per_group, active = 16.0 * sinks * x.shape[1], 0.0, [], 0
+    for group, t, c in zip(profile.groups, profile.transforms, profile.coefficients):
+        index = torch.as_tensor(group.index, device=device)
+        coded = quantise(t, c, x[sinks:, index], step, **options)
+        if counts is not None:
+            counts.add(coded)
+        y_hat = dequantise(coded, centroids)
+        out[sinks:, index] = t.inverse(y_hat)
+        bits += sum(code_bits(coded, cost, class_cost))
+        framing += tile_overhead_bits(coded)
+        error = squared_error(coded, y_hat)
+        per_group.append(float((0.5 * coded.weight.double() * error).sum()) / x.shape[0])
+        active += rows_of(t.sigma16, step, 0)
+    return Result(out, bits, framing, sum(per_group), per_group, active / x.shape[1])
