@@ -21,7 +21,7 @@ absl::StatusOr<std::shared_ptr<const Codec>> CodecCache::Get(const CodecEntry& e
                                                              const Fingerprint& geometry) {
   const std::string key = KeyOf(entry, spec, geometry);
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     auto it = slots_.find(key);
     if (it != slots_.end()) {
       ages_.splice(ages_.begin(), ages_, it->second.age);
@@ -31,7 +31,7 @@ absl::StatusOr<std::shared_ptr<const Codec>> CodecCache::Get(const CodecEntry& e
   auto made = entry.make(spec);  // may take milliseconds: not under the lock
   if (!made.ok()) return made.status();
 
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   auto [it, inserted] = slots_.try_emplace(key);
   if (!inserted) return it->second.codec;  // somebody else was faster
   ages_.push_front(key);
@@ -47,7 +47,7 @@ absl::StatusOr<std::shared_ptr<const Codec>> CodecCache::Get(const CodecEntry& e
 }
 
 void CodecCache::DropProfile(const Fingerprint& profile) {
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   for (auto it = slots_.begin(); it != slots_.end();) {
     if (it->second.profile == profile) {
       ages_.erase(it->second.age);

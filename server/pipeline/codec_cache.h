@@ -7,11 +7,11 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include <absl/base/thread_annotations.h>
 #include <absl/status/statusor.h>
-#include <absl/synchronization/mutex.h>
 
 #include "codec/api/codec.h"
 
@@ -30,7 +30,7 @@ class CodecCache {
     Fingerprint profile{};
     std::list<std::string>::iterator age;
   };
-  absl::Mutex mu_;
+  std::mutex mu_;
   std::map<std::string, Slot> slots_ ABSL_GUARDED_BY(mu_);
   std::list<std::string> ages_ ABSL_GUARDED_BY(mu_);  // most recent first
 };

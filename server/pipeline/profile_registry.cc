@@ -32,7 +32,7 @@ absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::Add(std::vector<uint8_t>
   spec.profile = *profile;
   if (auto made = codec->make(spec); !made.ok()) return WithReason(made.status(), "BAD_PROFILE");
 
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   auto [it, inserted] = slots_.try_emplace((*profile)->fingerprint());
   if (inserted) {
     it->second.profile = *std::move(profile);
@@ -44,7 +44,7 @@ absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::Add(std::vector<uint8_t>
 }
 
 absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::Find(const Fingerprint& f) const {
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   auto it = slots_.find(f);
   if (it == slots_.end()) {
     return WithReason(absl::NotFoundError(absl::StrCat(
@@ -61,7 +61,7 @@ absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::FindHex(const std::strin
     return absl::InvalidArgumentError(
         absl::StrCat("fingerprint: expected 8 to 64 hex digits, found ", p.size(), " characters"));
   }
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   const Slot* found = nullptr;
   for (const auto& [fingerprint, slot] : slots_) {
     if (!absl::StartsWith(ToHex(fingerprint), p)) continue;
@@ -78,14 +78,14 @@ absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::FindHex(const std::strin
 }
 
 std::vector<ProfileRegistry::Entry> ProfileRegistry::List() const {
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   std::vector<Entry> out;
   for (const auto& [f, slot] : slots_) out.push_back(EntryOf(slot));
   return out;
 }
 
 absl::StatusOr<uint64_t> ProfileRegistry::Remove(const Fingerprint& f) {
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   auto it = slots_.find(f);
   if (it == slots_.end()) {
     return WithReason(absl::NotFoundError(absl::StrCat("no profile ", ToHex(f))),

@@ -6,12 +6,12 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include <absl/base/thread_annotations.h>
 #include <absl/status/statusor.h>
-#include <absl/synchronization/mutex.h>
 #include <absl/time/time.h>
 
 #include "codec/profile/profile.h"
@@ -53,7 +53,7 @@ class ProfileRegistry {
     return {s.profile, s.use, s.added, users};
   }
   ByteBudget* const budget_;
-  mutable absl::Mutex mu_;
+  mutable std::mutex mu_;
   std::map<Fingerprint, Slot> slots_ ABSL_GUARDED_BY(mu_);
 };
 

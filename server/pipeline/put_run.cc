@@ -145,7 +145,7 @@ absl::Status PutRun::Init() {
     return pipeline_->budget_->NeverFits(need) ? s : WithRetry(s, absl::Seconds(1));
   }
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     reservation_ = *std::move(reservation);
   }
 
@@ -385,7 +385,7 @@ void PutRun::CountDown(const RectangleSpec& r, const Rows& rows) {
     if (page.tokens < kPageTokens) return;  // a tail waits for the commit
     for (int u = planes_[rows.planes.front()].unit; u <= last_unit; ++u) {
       Staging& st = page.units[u];
-      if (st.cells_missing == 0 && st.tiles_left < 0) Submit(pi, u);
+      if (st.cells_missing == 0 && !st.submitted) Submit(pi, u);
     }
   });
 }
@@ -393,9 +393,20 @@ void PutRun::CountDown(const RectangleSpec& r, const Rows& rows) {
 absl::Status PutRun::Add(const RectangleSpec& r, absl::Span<const absl::Span<const uint8_t>> pieces,
                          std::optional<uint32_t> crc32c) {
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     if (!error_.ok()) return error_;
   }
+  const absl::Status status = Take(r, pieces, crc32c);
+  if (!status.ok()) {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (error_.ok()) error_ = status;
+  }
+  return status;
+}
+
+absl::Status PutRun::Take(const RectangleSpec& r,
+                          absl::Span<const absl::Span<const uint8_t>> pieces,
+                          std::optional<uint32_t> crc32c) {
   auto rows = Resolve(r);
   if (!rows.ok()) return rows.status();
   uint64_t size = 0;
@@ -436,7 +447,7 @@ absl::Status PutRun::Add(const RectangleSpec& r, absl::Span<const absl::Span<con
         "PAYLOAD_CHECKSUM");
   }
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     progress_.payload_bytes += size;
   }
   CountDown(r, *rows);
@@ -445,9 +456,10 @@ absl::Status PutRun::Add(const RectangleSpec& r, absl::Span<const absl::Span<con
 
 void PutRun::Submit(int page, int unit) {
   Staging& st = pages_[page].units[unit];
-  st.tiles_left = static_cast<int>(units_[unit].groups.size());
+  st.submitted = true;
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
+    st.tiles_left = static_cast<int>(units_[unit].groups.size());
     outstanding_ += st.tiles_left;
   }
   const uint64_t bytes = StagingBytes(units_[unit], pages_[page]) / units_[unit].groups.size();
@@ -467,7 +479,7 @@ void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job) {
   Staging& st = page.units[group_units_[task.group]];
   bool page_done = false;
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     if (!job.status.ok()) {
       if (error_.ok()) {
         error_ = WithReason(absl::Status(job.status.code(),
@@ -487,7 +499,7 @@ void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job) {
   }
   if (page_done) FinishPage(page, codec_->id(), codec_->groups());
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     --outstanding_;
   }
   MaybeCommit();
@@ -588,7 +600,7 @@ absl::Status PutRun::CheckAbsent(const Page& page, int unit, int* token_begin) c
 absl::Status PutRun::CloseUnit(int page_index, int unit) {
   Page& page = pages_[page_index];
   Staging& st = page.units[unit];
-  if (st.tiles_left >= 0) return absl::OkStatus();
+  if (st.submitted) return absl::OkStatus();
   return CheckAbsent(page, unit, &st.token_begin);
 }
 
@@ -638,15 +650,15 @@ void PutRun::Commit(bool seal, std::function<void(absl::StatusOr<CommitResult>)>
     }
     for (size_t u = 0; u < units_.size(); ++u) {
       Staging& st = page.units[u];
-      if (st.tiles_left >= 0) continue;  // on its way already
+      if (st.submitted) continue;  // on its way already
       if (st.token_begin < page.tokens && units_[u].elements > 0) {
         Submit(static_cast<int>(p), static_cast<int>(u));
         continue;
       }
-      st.tiles_left = 0;  // nothing of it is held
+      st.submitted = true;  // nothing of it is held
       bool page_done;
       {
-        absl::MutexLock lock(&mu_);
+        std::lock_guard<std::mutex> lock(mu_);
         page.tiles_left -= static_cast<int>(units_[u].groups.size());
         page_done = page.tiles_left == 0;
       }
@@ -654,7 +666,7 @@ void PutRun::Commit(bool seal, std::function<void(absl::StatusOr<CommitResult>)>
     }
   }
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     if (error_.ok()) error_ = status;
     committing_ = true;
     seal_ = seal;
@@ -669,7 +681,7 @@ void PutRun::MaybeCommit() {
   CommitRequest request;
   absl::Status error;
   {
-    absl::MutexLock lock(&mu_);
+    std::lock_guard<std::mutex> lock(mu_);
     if (!committing_ || outstanding_ > 0 || !done_) return;
     done = std::move(done_);
     done_ = nullptr;
@@ -709,12 +721,12 @@ void PutRun::MaybeCommit() {
 }
 
 void PutRun::Abort() {
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   if (error_.ok()) error_ = absl::CancelledError("the run was aborted");
 }
 
 PutRun::Progress PutRun::progress() const {
-  absl::MutexLock lock(&mu_);
+  std::lock_guard<std::mutex> lock(mu_);
   return progress_;
 }
 

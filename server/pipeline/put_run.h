@@ -12,13 +12,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include <absl/base/thread_annotations.h>
 #include <absl/status/statusor.h>
-#include <absl/synchronization/mutex.h>
 #include <absl/types/span.h>
 
 #include "server/pipeline/pipeline.h"
@@ -88,7 +88,8 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
     std::vector<std::array<uint64_t, 2>> have;  // by row: a bit for each token of the page
     int64_t cells_missing = 0;                  // rows x tokens
     int token_begin = 0;                        // older tokens of the page are absent
-    int tiles_left = -1;                        // not encoded yet; -1: not submitted
+    bool submitted = false;                     // the encoder's from here on
+    int tiles_left = 0;                         // not encoded yet; under mu_
   };
   struct Tile {
     std::vector<uint8_t> bytes;
@@ -114,6 +115,8 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   absl::Status Init();
   void MapPlanes();
   absl::Status LoadTail();
+  absl::Status Take(const RectangleSpec& r, absl::Span<const absl::Span<const uint8_t>> pieces,
+                    std::optional<uint32_t> crc32c);
   absl::StatusOr<Rows> Resolve(const RectangleSpec& r) const;
   // Marks the rectangle's cells as come. INVALID_ARGUMENT when one had come before.
   absl::Status Mark(const RectangleSpec& r, const Rows& rows);
@@ -158,7 +161,7 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   // Staging belongs to Add until its unit is submitted, then to the encoder; the rest is
   // under mu_.
   std::vector<Page> pages_;
-  mutable absl::Mutex mu_;
+  mutable std::mutex mu_;
   Reservation reservation_ ABSL_GUARDED_BY(mu_);
   Progress progress_ ABSL_GUARDED_BY(mu_);
   int outstanding_ ABSL_GUARDED_BY(mu_) = 0;  // tiles being encoded
