@@ -198,7 +198,7 @@ Client& Client::operator=(Client&&) noexcept = default;
 Client::~Client() = default;
 
 absl::StatusOr<Client> Client::Connect(const std::string& address, ClientOptions options) {
-  InitRuntime();
+  InitClientRuntime();
   if (!absl::StartsWith(address, "unix:") && !absl::StrContains(address, ':')) {
     return absl::InvalidArgumentError(absl::StrCat("address \"", address,
                                                    "\": expected unix:/path or host:port"));

@@ -7,7 +7,7 @@
 
 namespace kvcask {
 
-void InitRuntime() {
+void InitClientRuntime() {
   static const bool done = [] {
     // All three: setting one turns off glibc's own adjustment of the others.
     mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most it accepts

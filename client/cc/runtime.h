@@ -11,6 +11,6 @@ namespace kvcask {
 // - Debian's Abseil looks for lock-order cycles at every lock (43 ns instead of 8): off.
 //
 // Thread-safe; later calls do nothing.
-void InitRuntime();
+void InitClientRuntime();
 
 }  // namespace kvcask

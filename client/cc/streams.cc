@@ -4,6 +4,7 @@
 
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
+#include <grpcpp/support/proto_buffer_reader.h>
 
 #include "client/cc/convert.h"
 #include "client/cc/rectangles.h"
@@ -16,6 +17,21 @@ namespace {
 absl::Status UnexpectedMessage(const char* found, const char* expected) {
   return absl::InternalError(
       absl::StrCat("the daemon sent ", found, " where ", expected, " was expected"));
+}
+
+bool Parse(const grpc::ByteBuffer& buffer, google::protobuf::MessageLite* message) {
+  grpc::ByteBuffer copy(buffer);  // of references; the reader wants a mutable one
+  if (!copy.Valid()) return message->ParseFromArray(nullptr, 0);
+  grpc::ProtoBufferReader reader(&copy);
+  return reader.status().ok() && message->ParseFromZeroCopyStream(&reader);
+}
+
+// The piece's own memory; one reference to `owner`, which gRPC drops with the slice.
+grpc::Slice BorrowedSlice(ConstBytes piece, const std::shared_ptr<const void>& owner) {
+  auto* held = new std::shared_ptr<const void>(owner);
+  return grpc::Slice(
+      const_cast<uint8_t*>(piece.data()), piece.size(),
+      [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); }, held);
 }
 
 // Reads a sequence of pieces as one run of bytes.
@@ -57,11 +73,11 @@ absl::StatusOr<PutStream> PutStream::Open(std::unique_ptr<RawCall> call, const v
   v1::PutRequest request;
   *request.mutable_open() = open;
   grpc::ByteBuffer answer;
-  if (!stream.call_->Write(SerializeToByteBuffer(request)) || !stream.call_->Read(&answer)) {
+  if (!stream.call_->Write(FrameMessage(request)) || !stream.call_->Read(&answer)) {
     return stream.Failed();
   }
   v1::PutResponse response;
-  if (!ParseFromByteBuffer(answer, &response)) return UnexpectedMessage("noise", "opened");
+  if (!Parse(answer, &response)) return UnexpectedMessage("noise", "opened");
   if (response.has_committed()) {
     stream.committed_ = response.committed();
   } else if (response.has_opened()) {
@@ -80,7 +96,7 @@ absl::Status PutStream::Failed() {
 
 absl::Status PutStream::Take(const grpc::ByteBuffer& message) {
   v1::PutResponse response;
-  if (!ParseFromByteBuffer(message, &response)) return UnexpectedMessage("noise", "received");
+  if (!Parse(message, &response)) return UnexpectedMessage("noise", "received");
   if (response.has_received()) {
     received_ = response.received();
   } else if (response.has_committed()) {
@@ -121,7 +137,15 @@ absl::Status PutStream::Write(const v1::Rectangle& rectangle, absl::Span<const C
     if (!call_->Read(&answer)) return Failed();
     if (absl::Status s = Take(answer); !s.ok()) return s;
   }
-  if (!call_->Write(MakeDataMessage(rectangle, crc, pieces, std::move(owner)))) return Failed();
+  v1::KvData head;
+  *head.mutable_rectangle() = rectangle;
+  head.set_crc32c(crc);
+  std::vector<grpc::Slice> slices;
+  slices.reserve(pieces.size());
+  for (ConstBytes p : pieces) {
+    if (!p.empty()) slices.push_back(BorrowedSlice(p, owner));
+  }
+  if (!call_->Write(FrameData(head, slices))) return Failed();
   sent_bytes_ += bytes;
   return absl::OkStatus();
 }
@@ -130,7 +154,7 @@ absl::StatusOr<v1::PutCommitted> PutStream::Commit(const v1::PutCommit& commit) 
   if (!replayed()) {
     v1::PutRequest request;
     *request.mutable_commit() = commit;
-    if (!call_->Write(SerializeToByteBuffer(request))) return Failed();
+    if (!call_->Write(FrameMessage(request))) return Failed();
   }
   call_->WritesDone();
   grpc::ByteBuffer answer;
@@ -147,14 +171,14 @@ absl::StatusOr<v1::PutCommitted> PutStream::Commit(const v1::PutCommit& commit) 
 absl::StatusOr<GetStream> GetStream::Open(std::unique_ptr<RawCall> call,
                                           const v1::GetRequest& request) {
   GetStream stream(std::move(call));
-  if (stream.call_->Write(SerializeToByteBuffer(request))) stream.call_->WritesDone();
+  if (stream.call_->Write(FrameMessage(request))) stream.call_->WritesDone();
   grpc::ByteBuffer answer;
   if (!stream.call_->Read(&answer)) {
     const absl::Status status = stream.call_->Finish();
     return status.ok() ? absl::InternalError("the daemon ended the get without a header") : status;
   }
   v1::GetResponse response;
-  if (!ParseFromByteBuffer(answer, &response) || !response.has_header()) {
+  if (!Parse(answer, &response) || !response.has_header()) {
     return UnexpectedMessage("another message", "the header");
   }
   stream.header_ = std::move(*response.mutable_header());
@@ -186,22 +210,23 @@ absl::StatusOr<std::optional<KvPiece>> GetStream::Next() {
     const absl::Status status = call_->Finish();
     return status.ok() ? absl::DataLossError("the daemon ended the get without a summary") : status;
   }
-  v1::GetResponse rest;
-  std::optional<DataMessage> data;
-  if (absl::Status s = ParseDataMessage(message, &data, &rest); !s.ok()) return s;
-  if (!data) {
-    if (!rest.has_summary()) return UnexpectedMessage("another message", "data or the summary");
+  v1::GetResponse response;
+  KvPiece piece;
+  if (absl::Status s = Unframe(message, &response, &piece.payload_); !s.ok()) {
+    return Annotate(s, "the daemon's answer");
+  }
+  if (!response.has_data()) {
+    if (!response.has_summary()) return UnexpectedMessage("another message", "data or the summary");
     ended_ = true;
-    if (absl::Status s = CheckEnd(rest.summary()); !s.ok()) return s;
+    if (absl::Status s = CheckEnd(response.summary()); !s.ok()) return s;
     if (absl::Status s = call_->Finish(); !s.ok()) return s;
     return std::nullopt;
   }
 
-  KvPiece piece;
-  piece.message_ = *std::move(data);
+  piece.data_ = std::move(*response.mutable_data());
   piece.dtype_ = dtype_;
   piece.geometry_ = geometry_.get();
-  const v1::KvData& d = piece.message_.data;
+  const v1::KvData& d = piece.data_;
   if (d.location_case() != v1::KvData::LOCATION_NOT_SET) {
     return absl::UnimplementedError("the payload is not inline");
   }

@@ -15,12 +15,14 @@
 #include <absl/types/span.h>
 
 #include "client/cc/raw_call.h"
-#include "client/cc/wire.h"
 #include "codec/base/geometry.h"
 #include "codec/base/views.h"
 #include "kvcask/v1/cache.pb.h"
+#include "proto/wire/kv_frame.h"
 
 namespace kvcask {
+
+using ConstBytes = absl::Span<const uint8_t>;
 
 class PutStream {
  public:
@@ -68,9 +70,9 @@ class PutStream {
 // One rectangle of a Get, where gRPC received it.
 class KvPiece {
  public:
-  const v1::Rectangle& rectangle() const { return message_.data.rectangle(); }
-  absl::Span<const ConstBytes> payload() const { return message_.payload; }
-  uint64_t payload_bytes() const { return message_.payload_bytes; }
+  const v1::Rectangle& rectangle() const { return data_.rectangle(); }
+  absl::Span<const ConstBytes> payload() const { return payload_.pieces(); }
+  uint64_t payload_bytes() const { return payload_.size(); }
 
   // Copies the elements into `destination`, whose first plane is the first of layer
   // `layer_begin`, whose token 0 is the session's `token_begin` and which holds `tokens`
@@ -81,7 +83,8 @@ class KvPiece {
 
  private:
   friend class GetStream;
-  DataMessage message_;
+  v1::KvData data_;  // all but the payload
+  Payload payload_;
   Dtype dtype_ = Dtype::kBf16;
   const Geometry* geometry_ = nullptr;  // of the stream
 };
