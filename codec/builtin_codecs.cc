@@ -1,6 +1,7 @@
 #include "codec/builtin_codecs.h"
 
 #include "codec/raw/raw.h"
+#include "codec/scalar/int8.h"
 
 namespace kvcask {
 namespace {
@@ -8,6 +9,8 @@ namespace {
 constexpr CodecEntry kCodecs[] = {
     {CodecId::kRaw, "raw", "the bytes as they were put", /*needs_profile=*/false,
      /*has_quality=*/false, /*lossless=*/true, MakeRawCodec},
+    {CodecId::kInt8, "int8", "8 bits an element, an fp16 scale for each token and head",
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeInt8Codec},
 };
 
 }  // namespace

@@ -1,13 +1,10 @@
 #include "codec/base/dtype.h"
 
+#include "codec/base/row_kernels.h"
+
 namespace kvcask {
 namespace {
 
-uint32_t BitsOf(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  return u;
-}
 float FloatOf(uint32_t u) {
   float f;
   std::memcpy(&f, &u, 4);
@@ -21,30 +18,17 @@ T LoadUnaligned(const uint8_t* p) {
   return v;
 }
 
-// One loop for each pair of (conversion, stride known or not), so that contiguous rows
-// vectorise.
 template <typename T, typename Convert>
-void LoadAll(const uint8_t* src, int64_t stride, size_t n, float* dst, Convert convert) {
-  if (stride == static_cast<int64_t>(sizeof(T))) {
-    for (size_t i = 0; i < n; ++i) dst[i] = convert(LoadUnaligned<T>(src + i * sizeof(T)));
-  } else {
-    for (size_t i = 0; i < n; ++i) {
-      dst[i] = convert(LoadUnaligned<T>(src + static_cast<int64_t>(i) * stride));
-    }
+void LoadStrided(const uint8_t* src, int64_t stride, size_t n, float* dst, Convert convert) {
+  for (size_t i = 0; i < n; ++i) {
+    dst[i] = convert(LoadUnaligned<T>(src + static_cast<int64_t>(i) * stride));
   }
 }
 template <typename T, typename Convert>
-void StoreAll(const float* src, size_t n, uint8_t* dst, int64_t stride, Convert convert) {
-  if (stride == static_cast<int64_t>(sizeof(T))) {
-    for (size_t i = 0; i < n; ++i) {
-      const T v = convert(src[i]);
-      std::memcpy(dst + i * sizeof(T), &v, sizeof(T));
-    }
-  } else {
-    for (size_t i = 0; i < n; ++i) {
-      const T v = convert(src[i]);
-      std::memcpy(dst + static_cast<int64_t>(i) * stride, &v, sizeof(T));
-    }
+void StoreStrided(const float* src, size_t n, uint8_t* dst, int64_t stride, Convert convert) {
+  for (size_t i = 0; i < n; ++i) {
+    const T v = convert(src[i]);
+    std::memcpy(dst + static_cast<int64_t>(i) * stride, &v, sizeof(T));
   }
 }
 
@@ -71,11 +55,11 @@ float F16ToFloat(uint16_t h) {
   }
   if (magnitude >= 0x400) return FloatOf(sign | ((magnitude << 13) + 0x38000000));
   const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
-  return FloatOf(sign | BitsOf(subnormal));
+  return FloatOf(sign | FloatBits(subnormal));
 }
 
 uint16_t FloatToF16(float f) {
-  const uint32_t bits = BitsOf(f);
+  const uint32_t bits = FloatBits(f);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) {
@@ -84,7 +68,7 @@ uint16_t FloatToF16(float f) {
   if (magnitude >= 0x47800000) return sign | 0x7c00;  // 2^16 and above
   if (magnitude < 0x38800000) {  // below 2^-14: binary16's subnormals are multiples of 2^-24,
     const float shifted = FloatOf(magnitude) + 0.5f;  // which is the spacing of floats at 1/2
-    return static_cast<uint16_t>(sign | (BitsOf(shifted) - 0x3f000000));
+    return static_cast<uint16_t>(sign | (FloatBits(shifted) - 0x3f000000));
   }
   // Rebias the exponent and round; a carry runs into the exponent, up to infinity.
   const uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
@@ -113,24 +97,38 @@ void StoreElement(float f, Dtype d, uint8_t* p) {
 }
 
 void LoadRow(const uint8_t* src, int64_t stride, Dtype d, size_t n, float* dst) {
+  const bool contiguous = stride == static_cast<int64_t>(DtypeSize(d));
   switch (d) {
     case Dtype::kBf16:
-      return LoadAll<uint16_t>(src, stride, n, dst, [](uint16_t v) { return Bf16ToFloat(v); });
+      if (contiguous) return Bf16ToFloatRow(src, n, dst);
+      return LoadStrided<uint16_t>(src, stride, n, dst, Bf16ToFloat);
     case Dtype::kF16:
-      return LoadAll<uint16_t>(src, stride, n, dst, [](uint16_t v) { return F16ToFloat(v); });
+      if (contiguous) return F16ToFloatRow(src, n, dst);
+      return LoadStrided<uint16_t>(src, stride, n, dst, F16ToFloat);
     case Dtype::kF32:
-      return LoadAll<float>(src, stride, n, dst, [](float v) { return v; });
+      if (contiguous) {
+        if (n > 0) std::memcpy(dst, src, n * 4);
+        return;
+      }
+      return LoadStrided<float>(src, stride, n, dst, [](float v) { return v; });
   }
 }
 
 void StoreRow(const float* src, size_t n, Dtype d, uint8_t* dst, int64_t stride) {
+  const bool contiguous = stride == static_cast<int64_t>(DtypeSize(d));
   switch (d) {
     case Dtype::kBf16:
-      return StoreAll<uint16_t>(src, n, dst, stride, [](float v) { return FloatToBf16(v); });
+      if (contiguous) return FloatToBf16Row(src, n, dst);
+      return StoreStrided<uint16_t>(src, n, dst, stride, FloatToBf16);
     case Dtype::kF16:
-      return StoreAll<uint16_t>(src, n, dst, stride, [](float v) { return FloatToF16(v); });
+      if (contiguous) return FloatToF16Row(src, n, dst);
+      return StoreStrided<uint16_t>(src, n, dst, stride, FloatToF16);
     case Dtype::kF32:
-      return StoreAll<float>(src, n, dst, stride, [](float v) { return v; });
+      if (contiguous) {
+        if (n > 0) std::memcpy(dst, src, n * 4);
+        return;
+      }
+      return StoreStrided<float>(src, n, dst, stride, [](float v) { return v; });
   }
 }
 

@@ -22,6 +22,12 @@ constexpr size_t DtypeSize(Dtype d) { return d == Dtype::kF32 ? 4 : 2; }
 constexpr bool IsValidDtype(uint8_t d) { return d >= 1 && d <= 3; }
 absl::string_view DtypeName(Dtype d);  // "bf16", "f16", "f32"
 
+inline uint32_t FloatBits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return u;
+}
+
 // bfloat16 <-> float. To bf16 rounds to nearest, ties to even; NaN stays NaN.
 inline float Bf16ToFloat(uint16_t b) {
   uint32_t u = static_cast<uint32_t>(b) << 16;
@@ -30,8 +36,7 @@ inline float Bf16ToFloat(uint16_t b) {
   return f;
 }
 inline uint16_t FloatToBf16(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
+  const uint32_t u = FloatBits(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40);
   return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }

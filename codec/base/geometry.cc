@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
 #include <absl/types/span.h>
 
 #include "codec/base/sha256.h"
@@ -147,6 +148,9 @@ void AppendLayer(const LayerGeometry& layer, Canonical& out) {
   out.F32(layer.rope.attention_scale);
 }
 
+// Different where the floats are, 0 and -0 apart.
+std::string Digits(float f) { return absl::StrFormat("%.9g", f + 0.0f); }
+
 int MostHeads(const Geometry& g) {
   int most = 0;
   for (const LayerGeometry& layer : g.layers) {
@@ -245,6 +249,50 @@ Rope StandardRope(RopeStyle style, int dims, double theta) {
     rope.inv_freq.push_back(static_cast<float>(std::pow(theta, -2.0 * i / dims)));
   }
   return rope;
+}
+
+std::string DescribeGeometryDifference(const Geometry& a, const Geometry& b,
+                                       const std::string& a_name, const std::string& b_name) {
+  std::string where;
+  const auto differ = [&](const auto& what, const auto& x, const auto& y) {
+    if (x == y) return false;
+    absl::StrAppend(&where, what, " ", x, " in ", a_name, ", ", y, " in ", b_name);
+    return true;
+  };
+  if (differ("layers:", a.layers.size(), b.layers.size())) return where;
+  for (size_t l = 0; l < a.layers.size(); ++l) {
+    const LayerGeometry &x = a.layers[l], &y = b.layers[l];
+    where = absl::StrCat("layer ", l, ": ");
+    if (differ("kind", static_cast<int>(x.kind), static_cast<int>(y.kind)) ||
+        differ("window", x.window, y.window) ||
+        differ("shared with", x.shared_with, y.shared_with) ||
+        differ("streams", x.streams.size(), y.streams.size())) {
+      return where;
+    }
+    for (size_t s = 0; s < x.streams.size(); ++s) {
+      const std::string stream = absl::StrCat("stream ", s, " ");
+      if (differ(stream + "kind", static_cast<int>(x.streams[s].kind),
+                 static_cast<int>(y.streams[s].kind)) ||
+          differ(stream + "heads", x.streams[s].heads, y.streams[s].heads) ||
+          differ(stream + "head_dim", x.streams[s].head_dim, y.streams[s].head_dim)) {
+        return where;
+      }
+    }
+    if (differ("rope style", static_cast<int>(x.rope.style), static_cast<int>(y.rope.style)) ||
+        differ("rope dims", x.rope.dims, y.rope.dims) ||
+        differ("inverse frequencies", x.rope.inv_freq.size(), y.rope.inv_freq.size()) ||
+        differ("attention scale", Digits(x.rope.attention_scale),
+               Digits(y.rope.attention_scale))) {
+      return where;
+    }
+    for (size_t i = 0; i < x.rope.inv_freq.size(); ++i) {
+      if (differ(absl::StrCat("inverse frequency ", i), Digits(x.rope.inv_freq[i]),
+                 Digits(y.rope.inv_freq[i]))) {
+        return where;
+      }
+    }
+  }
+  return "";
 }
 
 std::string ToHex(const Fingerprint& f) {

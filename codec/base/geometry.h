@@ -84,6 +84,11 @@ Geometry UniformGeometry(int layers, int kv_heads, int head_dim, const Rope& rop
 // RoPE with the textbook frequencies theta^(-2i/dims).
 Rope StandardRope(RopeStyle style, int dims, double theta);
 
+// The first number in which two geometries differ, in words ("layer 3: stream 0 heads 4 in
+// the profile, 8 in the data"); empty where their fingerprints are the same.
+std::string DescribeGeometryDifference(const Geometry& a, const Geometry& b,
+                                       const std::string& a_name, const std::string& b_name);
+
 std::string ToHex(const Fingerprint& f);
 
 }  // namespace kvcask

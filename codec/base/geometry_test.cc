@@ -110,6 +110,24 @@ TEST(GeometryTest, EveryNumberChangesTheFingerprint) {
   EXPECT_NE(before, g.ComputeFingerprint());
 }
 
+TEST(GeometryTest, ADifferenceIsDescribedByItsFirstNumber) {
+  const auto describe = [](const Geometry& g) {
+    const std::string text = DescribeGeometryDifference(g, Llama(), "A", "B");
+    EXPECT_EQ(text.empty(), g.ComputeFingerprint() == Llama().ComputeFingerprint());
+    return text;
+  };
+  EXPECT_EQ(describe(Llama()), "");
+  Geometry g = Llama();
+  g.layers.pop_back();
+  EXPECT_EQ(describe(g), "layers: 3 in A, 4 in B");
+  g = Llama(), g.layers[3].streams[1].head_dim = 32;
+  EXPECT_EQ(describe(g), "layer 3: stream 1 head_dim 32 in A, 64 in B");
+  g = Llama(), g.layers[2].rope.inv_freq[0] = 2;
+  EXPECT_EQ(describe(g), "layer 2: inverse frequency 0 2 in A, 1 in B");
+  g = Llama(), g.layers[2].kind = LayerKind::kChunked, g.layers[2].window = 9;
+  EXPECT_EQ(describe(g), "layer 2: kind 3 in A, 1 in B");
+}
+
 TEST(SliceGeometryTest, TakesLayersAndHeadsOfTheShard) {
   Geometry model = UniformGeometry(6, 8, 64, StandardRope(RopeStyle::kRotateHalf, 32, 1e4));
   model.layers[5] = LayerGeometry();
