@@ -83,18 +83,27 @@ class ModelConfig:
         return 2 * 2 * len(self.layers) * self.kv_heads * self.head_dim
 
     def geometry(self):
-        """The KV geometry as a JSON-ready dict: {"layers": [...]}, per layer
-        {"kind": "full" | "sliding", "window", "streams": [{"kind", "heads", "head_dim"}],
-        "rope": {"style", "dims", "theta", "inv_freq", "attention_scale"}}."""
-        return {"layers": [{
-            "kind": "sliding" if layer.window else "full",
-            "window": layer.window,
-            "streams": [{"kind": kind, "heads": self.kv_heads, "head_dim": self.head_dim}
-                        for kind in ("k", "v")],
-            "rope": {"style": "rotate_half", "dims": layer.rope.dims,
-                     "theta": layer.rope.theta, "inv_freq": layer.rope.inv_freq(),
-                     "attention_scale": 1.0},
-        } for layer in self.layers]}
+        """The KV geometry as a JSON-ready dict, in the form of codec/profile/FORMAT.md:
+        {"layers": [{"repeat", "kind", "window", "streams", "rope"}]}."""
+        streams = [{"kind": kind, "heads": self.kv_heads, "head_dim": self.head_dim}
+                   for kind in ("k", "v")]
+        runs = []
+        for layer in self.layers:
+            if runs and runs[-1][0] == layer:
+                runs[-1][1] += 1
+            else:
+                runs.append([layer, 1])
+        out = []
+        for layer, repeat in runs:
+            rope = {"style": "rotate_half", "dims": layer.rope.dims}
+            if layer.rope.is_plain:
+                rope["theta"] = layer.rope.theta
+            else:
+                rope["inv_freq"] = layer.rope.inv_freq()
+            window = {"window": layer.window} if layer.window else {}
+            out.append({"repeat": repeat, "kind": "sliding" if window else "full", **window,
+                        "streams": streams, "rope": rope})
+        return {"layers": out}
 
     def metadata(self, tokens, first_position=0):
         """The strings a cache file's header carries (safetensors metadata).

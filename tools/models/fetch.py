@@ -86,6 +86,12 @@ def resolve(name_or_path):
     return path if path.is_file() else fetch(str(name_or_path))
 
 
+def title_of(path):
+    """The title of the known model whose file this is, by its file name; else None."""
+    known = KNOWN_MODELS.get(pathlib.Path(path).stem)
+    return known.title if known else None
+
+
 def fetch(name, download=None):
     """Returns the path of the model's GGUF file, downloading it when it is not cached.
 

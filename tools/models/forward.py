@@ -15,7 +15,7 @@ import typing
 import torch
 import torch.nn.functional as F
 
-from tools.models import gguf_reader
+from tools.models import fetch, gguf_reader
 
 # hook(layer, stream, x, positions) -> a replacement for x, or None to leave it.
 #   stream "q_pre", "k_pre": before RoPE (after the QK norm where there is one), unrounded
@@ -56,7 +56,9 @@ class Model:
     @classmethod
     def from_gguf(cls, path, dtype=torch.float32, device="cpu", kv_dtype=torch.bfloat16,
                   name=None):
-        """Reads a GGUF file; its weights are bf16 values, held in `dtype`."""
+        """Reads a GGUF file; its weights are bf16 values, held in `dtype`. name: what
+        caches and reports call the model; if None a known model's title, or the file's."""
+        name = name or fetch.title_of(path)
         file = gguf_reader.GgufFile(path)
         return cls(file.config(name), file.weights(), dtype, device, kv_dtype)
 

@@ -1,8 +1,9 @@
 """Reads a GGUF file: its configuration, its vocabulary, its weights as bf16.
 
 The bf16 weights made here are the reference of every measurement: whatever the file's
-own quantisation lost is lost in the clean run and in the compressed run alike.
-Dequantising is done once, by the `gguf` package, and kept as <file>.bf16.safetensors.
+own quantisation lost is lost in the clean run and in the compressed run alike. Vectors
+(norms, biases), which files hold in fp32, stay fp32: Gemma's norms are stored plus one.
+Dequantising is done once, by the `gguf` package, and kept as <file>.weights.safetensors.
 """
 
 import dataclasses
@@ -91,12 +92,12 @@ class GgufFile:
         )
 
     def weights(self, cache=True):
-        """name -> bf16 tensor on the CPU, GGUF names, matrices as [out, in].
+        """name -> tensor on the CPU: matrices bf16 [out, in], vectors fp32; GGUF names.
 
         q and k of arch llama are un-permuted, so that RoPE is rotate-half for all. With
         cache, the result is kept beside the file and read from there the next time.
         """
-        kept = self.path.with_name(self.path.name + ".bf16.safetensors")
+        kept = self.path.with_name(self.path.name + ".weights.safetensors")
         if cache and kept.exists() and kept.stat().st_mtime >= self.path.stat().st_mtime:
             return safetensors.torch.load_file(str(kept))
         config = self.config()
@@ -109,7 +110,7 @@ class GgufFile:
             if self.arch == "llama" and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
                 heads = config.q_heads if "attn_q" in tensor.name else config.kv_heads
                 x = unpermute(x, heads)
-            out[tensor.name] = x.to(torch.bfloat16).contiguous()
+            out[tensor.name] = (x.float() if x.dim() == 1 else x.to(torch.bfloat16)).contiguous()
         if cache:
             partial = kept.with_name(f"{kept.name}.{os.getpid()}")
             safetensors.torch.save_file(out, str(partial))

@@ -24,7 +24,7 @@ _PRE_TOKENISERS = {
 
 
 class Tokenizer:
-    """Text to ids and back. Thread-safe once made."""
+    """Text to ids and back. Not thread-safe."""
 
     def __init__(self, backend, vocabulary):
         self.backend = backend  # the tokenizers.Tokenizer; hf_export saves it
