@@ -218,7 +218,9 @@ TEST(RansTest, PathsAgreeOnDamagedBytesAndNearlyAllDamageIsSeen) {
     std::vector<int16_t> a, b;
     const bool ok = Decode(tables, 32, bad, s.classes, RansPath::kPortable, &a);
     EXPECT_EQ(Decode(tables, 32, bad, s.classes, RansPath::kBest, &b), ok);
-    if (ok) EXPECT_EQ(a, b);
+    if (ok) {
+      EXPECT_EQ(a, b);
+    }
     accepted += ok;
   }
   // What slips through is an escape's value or a shift bit, and damage that lanes recover from by

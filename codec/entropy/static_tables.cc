@@ -32,7 +32,12 @@ int ReciprocalBits(int f) {
 }  // namespace
 
 absl::StatusOr<TableSet> TableSet::Make(absl::Span<const int16_t> shape,
-                                        absl::Span<const int16_t> freq) {
+                                        absl::Span<const int16_t> freq,
+                                        absl::Span<const float> centroids) {
+  if (!centroids.empty() && centroids.size() != kCoordinateTables * 3) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("centroids: ", centroids.size(), ", expected ", kCoordinateTables * 3));
+  }
   if (shape.size() != kTables * 3) {
     return absl::InvalidArgumentError(
         absl::StrCat("table shapes: ", shape.size(), " numbers, expected ", kTables * 3));
@@ -87,6 +92,12 @@ absl::StatusOr<TableSet> TableSet::Make(absl::Span<const int16_t> shape,
         absl::StrCat("tables: ", freq.size(), " frequencies, expected ", at));
   }
   add(kAbsentClass, 0, kProbabilityOne, 0);
+  for (int table = 0; table <= kTables; ++table) {
+    for (int q = 0; q < 4; ++q) {
+      const bool given = q > 0 && table < kCoordinateTables && !centroids.empty();
+      set.centroids_.push_back(given ? centroids[table * 3 + q - 1] : static_cast<float>(q));
+    }
+  }
   return set;
 }
 

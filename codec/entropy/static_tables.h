@@ -40,9 +40,11 @@ struct TableShape {
 class TableSet {
  public:
   // `shape` is [42][3], `freq` the frequencies of all tables one after another, each with its
-  // escape last. INVALID_ARGUMENT says which table breaks which rule of FORMAT.md 2.3.
+  // escape last; `centroids` [40][3] are what abs(q) = 1, 2, 3 stand for, in steps (empty: 1, 2,
+  // 3). INVALID_ARGUMENT says which table breaks which rule of FORMAT.md 2.3.
   static absl::StatusOr<TableSet> Make(absl::Span<const int16_t> shape,
-                                       absl::Span<const int16_t> freq);
+                                       absl::Span<const int16_t> freq,
+                                       absl::Span<const float> centroids = {});
 
   // What decoding slot s of a class yields: symbol (signed, bits 0..7), frequency - 1 (bits
   // 8..19), s - cum (bits 20..31). [43][4096].
@@ -53,6 +55,9 @@ class TableSet {
   // x * multiplier >> k exactly for x < 2^28. [43][256].
   const uint32_t* encode() const { return encode_.data(); }
   const uint32_t* multiplier() const { return multiplier_.data(); }
+
+  // What abs(q) = 0..3 stand for, [43][4].
+  const float* centroids() const { return centroids_.data(); }
 
   const TableShape& shape(int table) const { return shape_[table]; }
   int shift(int table) const { return shape_[table].shift; }
@@ -66,6 +71,7 @@ class TableSet {
   TableSet() = default;
   std::vector<TableShape> shape_;
   std::vector<uint32_t> decode_, encode_, multiplier_;
+  std::vector<float> centroids_;
   int first_shifted_ = kAbsentClass;
 };
 

@@ -1,0 +1,48 @@
+// The quantiser and its inverse, row by row, and the statistics of tokens that choose its
+// classes. The same arithmetic on every path, operation by operation (no fused multiply-add,
+// no sum across tokens), so that paths agree to the bit given the same y.
+//
+// Thread-safe: pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/entropy/rans.h"
+#include "codec/fklt/tile_layout.h"
+
+namespace kvcask::fklt {
+
+// Of each token of a tile. Arrays have room for kMaxTokens.
+struct TokenScales {
+  alignas(32) float step[kMaxTokens];
+  alignas(32) float inverse_step[kMaxTokens];
+  alignas(32) int16_t terms[kMaxTokens];  // TokenTerm
+  alignas(32) int16_t rows[kMaxTokens];   // coordinates that the token has
+};
+
+// Sums over the rows that were given, for each token.
+struct TokenSums {
+  alignas(32) float error[kMaxTokens];  // (y - y^)^2
+};
+
+// Quantises one row: y[t] -> classes[t], symbols[t] (absent: kAbsentClass, 0), adding to
+// `sums`. False when an integer leaves 16 bits (or y is not a number).
+bool QuantiseRow(int row, int row_term, const float* y, int tokens, float rounding,
+                 const float* centroids, const TokenScales& scales, uint8_t* classes,
+                 int16_t* symbols, TokenSums* sums, RansPath path);
+
+// y^ of tokens [begin, end) of one row, from all tokens' classes and symbols.
+void DequantiseRow(const uint8_t* classes, const int16_t* symbols, int begin, int end,
+                   const float* centroids, const float* step, float* y, RansPath path);
+
+// Adds one leading coordinate to the predictor: eta[t] += (c + d u) u with u = y / sigma
+// clamped to +-8 (FORMAT.md 5.2).
+void AddToPredictor(const float* y, int tokens, float inverse_sigma, float c, float d, float* eta,
+                    RansPath path);
+
+// amplitude[t] += (y / sigma)^2.
+void AddToAmplitude(const float* y, int tokens, float inverse_sigma, float* amplitude,
+                    RansPath path);
+
+}  // namespace kvcask::fklt

@@ -1,0 +1,427 @@
+#include "codec/fklt/tile_codec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include <absl/strings/str_cat.h>
+
+#include "codec/api/jobs.h"
+#include "codec/base/strided.h"
+#include "codec/fklt/quantise.h"
+#include "codec/fklt/received.h"
+#include "codec/fklt/tile.h"
+
+namespace kvcask::fklt {
+namespace {
+
+constexpr float kLargestElement = 65504;  // of fp16: GPU backends compute in it
+constexpr int kFinerSteps = 2;            // attempts after the first, an octave each
+
+// Cuts a workspace into typed, aligned pieces: run once to measure, once to cut.
+class Arena {
+ public:
+  explicit Arena(uint8_t* memory) : memory_(memory) {}
+  template <typename T>
+  T* Take(size_t n) {
+    at_ = (at_ + 63) & ~size_t{63};
+    T* p = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + at_);
+    at_ += n * sizeof(T);
+    return p;
+  }
+  size_t used() const { return at_ + 64; }
+
+ private:
+  uint8_t* memory_;
+  size_t at_ = 0;
+};
+
+struct Scratch {
+  float* head;  // [tokens][max head_dim]
+  float* x;     // [tokens][D]
+  float* y;     // [D + sketch blocks][kMaxTokens]
+  uint8_t* classes;
+  int16_t* symbols;
+  uint8_t* segment;
+};
+
+Scratch TakeScratch(const GroupCoder& group, int tokens, Workspace& workspace) {
+  auto cut = [&](Arena arena, Scratch* s) {
+    const size_t d = group.dimensions();
+    s->head = arena.Take<float>(static_cast<size_t>(tokens) * group.max_head_dim());
+    s->x = arena.Take<float>(tokens * d);
+    s->y = arena.Take<float>(kMaxTokens * (d + group.sketch_blocks()));
+    const size_t symbols = SymbolLayout::MaxSymbols(tokens, group.dimensions());
+    s->classes = arena.Take<uint8_t>(symbols + 64);
+    s->symbols = arena.Take<int16_t>(symbols + 64);
+    s->segment = arena.Take<uint8_t>(SegmentScratchBytes());
+    return arena.used();
+  };
+  Scratch s;
+  const size_t bytes = cut(Arena(nullptr), &s);
+  uint8_t* memory = workspace.Get(bytes + 64).data();
+  memory += -reinterpret_cast<uintptr_t>(memory) & 63;
+  cut(Arena(memory), &s);
+  return s;
+}
+
+int PresetOf(Quality q) {
+  return q == Quality::kNearLossless ? 0 : q == Quality::kCompact ? 2 : 1;
+}
+
+TileModel ModelOf(const FkltProfile& profile, const GroupCoder& group) {
+  return {group.model().sigma, profile.table_sets, profile.active_threshold};
+}
+
+// INVALID_ARGUMENT with the place of the first element that is NaN or infinite; OK when none is.
+absl::Status FindNonFinite(const GroupCoder& group, const EncodeJob& job) {
+  for (const MemberPlace& m : group.members()) {
+    for (int t = 0; t < job.tokens; ++t) {
+      for (int d = 0; d < m.head_dim; ++d) {
+        const float v = LoadElement(job.source.At(m.plane, m.head, t, d), job.source.dtype);
+        if (std::isfinite(v)) continue;
+        return absl::InvalidArgumentError(absl::StrCat(
+            "fklt: ", v, " at layer ", m.layer, ", stream ", StreamName(m.stream), ", head ",
+            m.head, ", token ", t, " of the tile (position ", job.positions[t], "), element ", d));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+// x - mu of the coded tokens, K un-rotated, into x [coded][D]. False when an element of any token
+// is not finite or one of a coded token leaves fp16's range.
+bool LoadCentred(const GroupCoder& group, const EncodeJob& job, absl::Span<const TokenRun> runs,
+                 absl::Span<const TokenRun> sinks, RopeCache* ropes, float* head, float* x) {
+  const int d = group.dimensions();
+  int outside = 0;
+  for (const MemberPlace& m : group.members()) {
+    LoadHead(job.source, m.plane, m.head, 0, job.tokens, m.head_dim, head);
+    for (const TokenRun& run : sinks) {
+      for (int i = run.begin * m.head_dim; i < run.end * m.head_dim; ++i) {
+        outside |= !(std::fabs(head[i]) <= std::numeric_limits<float>::max());
+      }
+    }
+    if (m.rope != nullptr) {
+      const RopeTable& table = ropes->Get(m, job.positions, 0, RopeDirection::kUnrotate);
+      ApplyRope(*m.rope, table, job.tokens, m.head_dim, head);
+    }
+    const float* __restrict mu = group.model().mu.data() + m.offset;
+    for (const TokenRun& run : runs) {
+      for (int t = run.begin; t < run.end; ++t) {
+        const float* __restrict from = head + static_cast<size_t>(t) * m.head_dim;
+        float* __restrict to =
+            x + static_cast<size_t>(run.index + t - run.begin) * d + m.offset;
+        for (int i = 0; i < m.head_dim; ++i) {
+          const float v = from[i] - mu[i];
+          outside |= !(std::fabs(v) <= kLargestElement);
+          to[i] = v;
+        }
+      }
+    }
+  }
+  return outside == 0;
+}
+
+void EncodeRaw(const GroupCoder& group, EncodeJob* job) {
+  WriteRawHeader(job->destination.data());
+  const TokenRun all[] = {{0, job->tokens, 0}};
+  job->bytes = kHeaderBytes +
+               KeepReceived(group, job->source, all, job->destination.data() + kHeaderBytes);
+  job->certificate.predicted_kld = 0;
+}
+
+// Encodes the coded tokens of one job, at one step after the other.
+class TileEncoder {
+ public:
+  TileEncoder(const FkltProfile& profile, const GroupCoder& group, RansPath path,
+              const Scratch& scratch, int preset, int tokens, int all_tokens)
+      : profile_(profile),
+        group_(group),
+        path_(path),
+        s_(scratch),
+        preset_(preset),
+        tokens_(tokens),
+        all_tokens_(all_tokens),
+        model_(ModelOf(profile, group)) {}
+
+  // From x - mu in s_.x: the leading coordinates, sensitivities and step classes.
+  void Analyse() {
+    const int m = group_.model().leading();
+    NeedRows(std::max(m, Rows(profile_.steps[preset_], 1)));
+    const float* p = group_.model().sensitivity.data();
+    alignas(32) float eta[kMaxTokens];
+    std::fill_n(eta, tokens_, p[0]);
+    for (int r = 0; r < m; ++r) {
+      AddToPredictor(Row(r), tokens_, group_.inverse_sigma(r), p[1 + r], p[1 + m + r], eta, path_);
+    }
+    kcap_ = -kMaxStepClass;
+    for (int t = 0; t < tokens_; ++t) {
+      const float e = std::isfinite(eta[t]) ? std::min(8.0f, std::max(-8.0f, eta[t])) : 0.0f;
+      weight_[t] = std::exp(e);
+      const int k = static_cast<int>(std::lround(.5 * e / std::log(2.0)));
+      classes_.step[t] = static_cast<int8_t>(std::min(kMaxStepClass, std::max(-kMaxStepClass, k)));
+      kcap_ = std::max<int>(kcap_, classes_.step[t]);
+    }
+  }
+
+  // Writes the tile's header and segments at step exponent `i` and sets the predicted KLD;
+  // returns its bytes, or 0 when it can't be coded below `limit` or is over the floor.
+  size_t Encode(int i, uint8_t* out, size_t limit, double* predicted) {
+    TileHeader header;
+    header.kcap = kcap_;
+    header.table_set = profile_.preset_table_set[preset_];
+    header.step_exponent = i;
+    const int rows = Rows(i, kcap_);
+    NeedRows(rows);
+    ChooseAmplitudes(std::min(rows, Rows(i, 0)));
+    TokenScales scales;
+    FillTokenTerms(model_, header, tokens_, classes_, scales.terms, scales.rows);
+    for (int t = 0; t < tokens_; ++t) {
+      scales.step[t] = StepOf(i, classes_.step[t]);
+      scales.inverse_step[t] = StepOf(-i, -classes_.step[t]);
+    }
+    const TableSet& tables = profile_.table_sets[header.table_set];
+    TokenSums sums = {};
+    layout_.Reset(tokens_, rows);
+    for (int r = 0; r < rows; ++r) {
+      const size_t at = layout_.RowOffset(r);
+      if (!QuantiseRow(r, RowTerm(model_.sigma[r], i), Row(r), tokens_, profile_.rounding,
+                       tables.centroids(), scales, s_.classes + at, s_.symbols + at, &sums,
+                       path_)) {
+        return 0;
+      }
+    }
+    AddDropped(rows, sums.error);
+    double loss = 0;
+    for (int t = 0; t < tokens_; ++t) loss += .5 * weight_[t] * sums.error[t];
+    *predicted = profile_.kappa[preset_] * loss / all_tokens_ + group_.model().bf16_floor;
+    if (!(*predicted <= group_.model().largest_kld[preset_])) return 0;
+    return WriteTile(header, tables, classes_, layout_, s_.classes, s_.symbols, s_.segment, out,
+                     limit, path_);
+  }
+
+ private:
+  int Rows(int i, int k) const {
+    return ActiveRows(model_.sigma.data(), group_.dimensions(), i, k, profile_.active_threshold);
+  }
+  const float* Row(int r) const { return s_.y + static_cast<size_t>(r) * kMaxTokens; }
+
+  void NeedRows(int rows) {
+    if (rows <= rows_) return;
+    group_.Forward(rows_, rows, tokens_, s_.x, s_.y + static_cast<size_t>(rows_) * kMaxTokens,
+                   kMaxTokens);
+    rows_ = rows;
+  }
+
+  // Adds the energy of the coordinates from `row` on: exactly up to the end of its block,
+  // estimated from the sketch for the blocks after it.
+  void AddDropped(int row, float* error) {
+    const int blocks = (row + GroupCoder::kSketchRows - 1) / GroupCoder::kSketchRows;
+    const int end = std::min(group_.dimensions(), blocks * GroupCoder::kSketchRows);
+    NeedRows(end);
+    for (int r = row; r < end; ++r) AddToAmplitude(Row(r), tokens_, 1, error, path_);
+    float* const sketch = s_.y + static_cast<size_t>(rows_) * kMaxTokens;
+    group_.Sketch(blocks, tokens_, s_.x, sketch, kMaxTokens);
+    for (int b = blocks; b < group_.sketch_blocks(); ++b) {
+      AddToAmplitude(sketch + static_cast<size_t>(b - blocks) * kMaxTokens, tokens_, 1, error,
+                     path_);
+    }
+  }
+
+  void ChooseAmplitudes(int rows) {
+    alignas(32) float sum[kMaxTokens] = {};
+    for (int r = 0; r < rows; ++r) {
+      AddToAmplitude(Row(r), tokens_, group_.inverse_sigma(r), sum, path_);
+    }
+    for (int t = 0; t < tokens_; ++t) {
+      int a = 8;
+      if (rows > 0) {
+        const float mean = std::min(1e30f, std::max(1e-30f, sum[t] / static_cast<float>(rows)));
+        a = static_cast<int>(std::lround(std::log2(mean))) + 8;
+      }
+      classes_.amplitude[t] = static_cast<uint8_t>(std::min(15, std::max(0, a)));
+    }
+  }
+
+  const FkltProfile& profile_;
+  const GroupCoder& group_;
+  const RansPath path_;
+  const Scratch s_;
+  const int preset_, tokens_, all_tokens_;
+  const TileModel model_;
+  int rows_ = 0;  // of y that are computed
+  int kcap_ = 0;
+  TokenClasses classes_;
+  SymbolLayout layout_;
+  float weight_[kMaxTokens];
+};
+
+// Copies the wanted elements of the members in [first, last) of the group from x
+// [tokens][columns] to the destination, keys turned.
+void StoreMembers(const GroupCoder& group, int first, int last, const DecodeJob& job,
+                  absl::Span<const TokenRun> runs, int first_index, int columns,
+                  absl::Span<const uint32_t> positions, RopeCache* ropes, float* head,
+                  const float* x) {
+  const int base = group.members()[first].offset;
+  for (int i = first; i < last; ++i) {
+    const MemberPlace& m = group.members()[i];
+    const int plane = WantedPlane(group, m, job);
+    const int tokens = static_cast<int>(positions.size());
+    for (int t = 0; t < tokens; ++t) {
+      std::memcpy(head + static_cast<size_t>(t) * m.head_dim,
+                  x + static_cast<size_t>(t) * columns + m.offset - base,
+                  m.head_dim * sizeof(float));
+    }
+    if (m.rope != nullptr) {
+      const RopeTable& table =
+          ropes->Get(m, positions, job.position_offset, RopeDirection::kRotate);
+      ApplyRope(*m.rope, table, tokens, m.head_dim, head);
+    }
+    for (const TokenRun& run : runs) {
+      const TokenRun part = Clip(run, job);
+      if (part.begin == part.end) continue;
+      StoreHead(head + static_cast<size_t>(part.index - first_index) * m.head_dim,
+                job.destination, plane, m.head, part.begin - job.token_begin,
+                part.end - job.token_begin, m.head_dim);
+    }
+  }
+}
+
+absl::Status DecodeCoded(const FkltProfile& profile, const GroupCoder& group, RansPath path,
+                         const TileHeader& header, absl::Span<const uint8_t> tile,
+                         absl::Span<const TokenRun> runs, RopeCache* ropes, const Scratch& s,
+                         const DecodeJob& job) {
+  SymbolLayout layout;
+  TokenClasses classes;
+  absl::Status status = ReadTile(tile, header, ModelOf(profile, group), CountTokens(runs),
+                                 &layout, &classes, s.classes, s.symbols, path);
+  if (!status.ok()) return status;
+  // The wanted tokens, among the coded.
+  int first = -1, last = -1;
+  std::vector<uint32_t> positions;
+  for (const TokenRun& run : runs) {
+    const TokenRun part = Clip(run, job);
+    if (part.begin == part.end) continue;
+    if (first < 0) first = part.index;
+    last = part.index + part.end - part.begin;
+    positions.insert(positions.end(), job.positions.begin() + part.begin,
+                     job.positions.begin() + part.end);
+  }
+  if (first < 0) return absl::OkStatus();
+  const int tokens = last - first;
+  float step[kMaxTokens];
+  for (int t = 0; t < layout.tokens(); ++t) {
+    step[t] = StepOf(header.step_exponent, classes.step[t]);
+  }
+  const float* centroids = profile.table_sets[header.table_set].centroids();
+  for (int r = 0; r < layout.rows(); ++r) {
+    const size_t at = layout.RowOffset(r);
+    DequantiseRow(s.classes + at, s.symbols + at, first, last, centroids, step,
+                  s.y + static_cast<size_t>(r) * kMaxTokens, path);
+  }
+  // Members that are wanted and lie beside one another in the group's vector, at once.
+  const absl::Span<const MemberPlace> members = group.members();
+  for (size_t begin = 0; begin < members.size();) {
+    size_t end = begin;
+    while (end < members.size() && WantedPlane(group, members[end], job) >= 0) ++end;
+    if (end > begin) {
+      const int column_begin = members[begin].offset;
+      const int column_end = members[end - 1].offset + members[end - 1].head_dim;
+      group.Inverse(layout.rows(), tokens, s.y, kMaxTokens, column_begin, column_end, s.x);
+      StoreMembers(group, static_cast<int>(begin), static_cast<int>(end), job, runs, first,
+                   column_end - column_begin, positions, ropes, s.head, s.x);
+    }
+    begin = std::max(end, begin + 1);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+const RopeTable& RopeCache::Get(const MemberPlace& member, absl::Span<const uint32_t> positions,
+                                int64_t offset, RopeDirection direction) {
+  if (positions != absl::MakeConstSpan(positions_) || offset != offset_ ||
+      direction != direction_) {
+    positions_.assign(positions.begin(), positions.end());
+    offset_ = offset;
+    direction_ = direction;
+    tables_.clear();
+  }
+  for (const auto& [id, table] : tables_) {
+    if (id == member.rope_id) return table;
+  }
+  tables_.emplace_back(member.rope_id, MakeRopeTable(*member.rope, positions, offset, direction));
+  return tables_.back().second;
+}
+
+absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,
+                        RopeCache* ropes, Workspace& workspace, EncodeJob* job) {
+  const std::vector<TokenRun> coded = ListRuns(job->positions, profile.sinks, false);
+  const std::vector<TokenRun> sinks = ListRuns(job->positions, profile.sinks, true);
+  const int preset = PresetOf(job->quality);
+  const Scratch s = TakeScratch(group, job->tokens, workspace);
+  if (!LoadCentred(group, *job, coded, sinks, ropes, s.head, s.x)) {
+    if (absl::Status status = FindNonFinite(group, *job); !status.ok()) return status;
+    EncodeRaw(group, job);
+    return absl::OkStatus();
+  }
+  const int tokens = CountTokens(coded);
+  if (tokens > 0) {
+    const size_t element = DtypeSize(job->source.dtype);
+    const size_t token_bytes = static_cast<size_t>(group.dimensions()) * element;
+    const size_t limit = kHeaderBytes + token_bytes * tokens - 1;  // below the raw form
+    TileEncoder encoder(profile, group, path, s, preset, tokens, job->tokens);
+    encoder.Analyse();
+    for (int finer = 0; finer <= kFinerSteps; ++finer) {
+      double predicted;
+      const size_t bytes = encoder.Encode(profile.steps[preset] - 8 * finer,
+                                          job->destination.data(), limit, &predicted);
+      if (bytes == 0) continue;
+      job->bytes =
+          bytes + KeepReceived(group, job->source, sinks, job->destination.data() + bytes);
+      job->certificate.predicted_kld = predicted;
+      return absl::OkStatus();
+    }
+  }
+  EncodeRaw(group, job);
+  return absl::OkStatus();
+}
+
+absl::Status DecodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,
+                        RopeCache* ropes, Workspace& workspace, const DecodeJob& job) {
+  TileHeader header;
+  absl::Status status =
+      ReadTileHeader(job.tile, static_cast<int>(profile.table_sets.size()), &header);
+  if (!status.ok()) return status;
+  const Scratch s = TakeScratch(group, job.tokens, workspace);
+  const size_t token_bytes =
+      static_cast<size_t>(group.dimensions()) * DtypeSize(job.source_dtype);
+  if (header.mode == kRawMode) {
+    const size_t expected = kHeaderBytes + token_bytes * job.tokens;
+    if (job.tile.size() != expected) {
+      return absl::DataLossError(absl::StrCat("fklt tile: raw, of ", job.tile.size(),
+                                              " bytes; expected ", expected));
+    }
+    const TokenRun all[] = {{0, job.tokens, 0}};
+    RestoreReceived(group, job.tile.subspan(kHeaderBytes), all, job, s.head);
+    return absl::OkStatus();
+  }
+  const std::vector<TokenRun> coded = ListRuns(job.positions, profile.sinks, false);
+  const std::vector<TokenRun> sinks = ListRuns(job.positions, profile.sinks, true);
+  const size_t kept = token_bytes * CountTokens(sinks);
+  if (coded.empty() || job.tile.size() - kHeaderBytes < kept) {
+    return absl::DataLossError(absl::StrCat("fklt tile: ", job.tile.size(), " bytes, of which ",
+                                            kept, " would be sinks as received"));
+  }
+  const size_t split = job.tile.size() - kept;
+  status = DecodeCoded(profile, group, path, header, job.tile.subspan(0, split), coded, ropes, s,
+                       job);
+  if (!status.ok()) return status;
+  RestoreReceived(group, job.tile.subspan(split), sinks, job, s.head);
+  return absl::OkStatus();
+}
+
+}  // namespace kvcask::fklt

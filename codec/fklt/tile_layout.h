@@ -1,0 +1,93 @@
+// The integer arithmetic of a tile (FORMAT.md 3.1 to 3.3, 3.6): which rows are coded, how they
+// are cut into segments, which table a symbol takes. Shared by host and device code, so that no
+// two backends can disagree.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define KVCASK_HOST_DEVICE __host__ __device__
+#else
+#define KVCASK_HOST_DEVICE
+#endif
+
+namespace kvcask::fklt {
+
+// Frozen in the file format.
+inline constexpr int kMaxTokens = 128;
+inline constexpr int kMaxDimensions = 16384;
+inline constexpr int kSegmentSymbols = 16384;
+inline constexpr int kClassRows = 2;  // amplitude, step
+inline constexpr int kClasses = 40;
+inline constexpr int kMaxStepClass = 6;  // and the least is -6
+inline constexpr int kHeaderBytes = 4;
+inline constexpr int kMinStepExponent = -900;
+inline constexpr int kMaxStepExponent = 900;
+enum TileMode : uint8_t { kRawMode = 0, kCodedMode = 1 };
+
+// Number of coordinates that a token of step class k has: those with
+// sigma[r] - 2 i + 8 k >= threshold. sigma never rises.
+KVCASK_HOST_DEVICE inline int ActiveRows(const int16_t* sigma, int dimensions, int step_exponent,
+                                         int k, int threshold) {
+  const int least = threshold + 2 * step_exponent - 8 * k;
+  int low = 0, high = dimensions;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (sigma[middle] >= least) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// The two terms of e, which choose the table of symbol (r, t) together.
+KVCASK_HOST_DEVICE inline int RowTerm(int sigma, int step_exponent) {
+  return sigma - 2 * step_exponent;
+}
+KVCASK_HOST_DEVICE inline int TokenTerm(int amplitude, int k) {
+  return 8 * (amplitude - 8) + 8 * k;
+}
+KVCASK_HOST_DEVICE inline int CoordinateClass(int row_term, int token_term) {
+  const int c = ((5 * (row_term + token_term) + 16) >> 5) + 16;
+  return c < 0 ? 0 : c > kClasses - 1 ? kClasses - 1 : c;
+}
+
+// How the rows of `tokens` symbols (the class rows counted) are cut.
+struct SegmentCut {
+  int segments;
+  int rows_per_segment;
+};
+KVCASK_HOST_DEVICE inline SegmentCut CutSegments(int tokens, int coordinate_rows) {
+  const int rows = coordinate_rows + kClassRows;
+  const int most = kSegmentSymbols / tokens;
+  const int segments = (rows + most - 1) / most;
+  return {segments, (rows + segments - 1) / segments};
+}
+
+// 2^(n/8) for n = 0..7, as floats.
+KVCASK_HOST_DEVICE inline float EighthOctave(int n) {
+  constexpr float kRoots[8] = {1.0f,        1.09050773f, 1.18920712f, 1.29683955f,
+                               1.41421356f, 1.54221083f, 1.68179283f, 1.83400809f};
+  return kRoots[n];
+}
+// step_t, or 1 / step_t with both arguments negated: 2^((i - 4k) / 8).
+KVCASK_HOST_DEVICE inline float StepOf(int step_exponent, int k) {
+  const int n = step_exponent - 4 * k;
+  float power = 1;
+  const int octaves = n >> 3;
+  // ldexp by bits: |octaves| <= 131; two factors keep each a normal number.
+  const int half = octaves / 2;
+  for (int e : {half, octaves - half}) {
+    union {
+      uint32_t u;
+      float f;
+    } scale;
+    scale.u = static_cast<uint32_t>(e + 127) << 23;
+    power *= scale.f;
+  }
+  return EighthOctave(n & 7) * power;
+}
+
+}  // namespace kvcask::fklt
