@@ -449,6 +449,7 @@ TEST(StoreModel, RandomStepsAgree) {
         EXPECT_EQ(store.Expire(now), gone);
         expired += gone;
       }
+      if (step % 4 != 0) continue;  // all of it costs much more than a step
       client.CheckEverything();
       CheckSharing(store, client.model(), budget);
       CheckLookups(store, client.model());

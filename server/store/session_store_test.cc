@@ -44,6 +44,7 @@ class StoreTest : public testing::Test {
     return store.Commit(std::move(request)).status().ToString();
   }
 
+  ByteBudget budget{100000};  // outlives the store, as it must
   absl::Time now = absl::FromUnixSeconds(1'000'000);
   SessionStore store{kPage, {1000, [this] { return now; }}};
 };
@@ -103,7 +104,6 @@ TEST_F(StoreTest, RangesOutsideAreRefusedWithTheCount) {
 }
 
 TEST_F(StoreTest, ATailIsReplacedAndItsBytesGo) {
-  ByteBudget budget(10000);
   CommitRequest first = MakeRun(kA, Sequence(0, 6));
   const uint64_t page_bytes = first.chunks[0].bytes.size();
   first.reservation = *budget.Reserve(BytesOf(first), "run");
@@ -210,7 +210,6 @@ TEST_F(StoreTest, GapsAndRepeatsAreRefused) {
 }
 
 TEST_F(StoreTest, AReservationThatIsTooSmallIsOurFault) {
-  ByteBudget budget(100000);
   CommitRequest r = MakeRun(kA, Sequence(0, 8));
   r.reservation = *budget.Reserve(BytesOf(r) - 1, "run");
   EXPECT_THAT(Refusal(std::move(r)), HasSubstr("INTERNAL"));
@@ -373,7 +372,6 @@ TEST_F(StoreTest, ShardsMustBeGivenTheSameTokenIds) {
 // --- sharing
 
 TEST_F(StoreTest, EqualPrefixesAreStoredOnceInANamespace) {
-  ByteBudget budget(100000);
   Tokens a = Sequence(0, 12), b = Sequence(0, 12);
   b[9] = 77;
   const auto put = [&](const SessionKey& key, const Tokens& tokens) {
