@@ -1,17 +1,17 @@
 // kvcaskd: the daemon. Puts the parts together, runs until a signal, drains.
+#include <absl/strings/str_cat.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/sysinfo.h>
 
 #include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <memory>
 
-#include <absl/strings/str_cat.h>
-
 #include "codec/api/codec.h"
+#include "codec/builtin_codecs.h"
 #include "codec/profile/profile.h"
+#include "server/config/machine.h"
 #include "server/log/log.h"
 #include "server/rpc/grpc_server.h"
 #include "server/version.h"
@@ -21,15 +21,15 @@ namespace {
 
 constexpr int kExitError = 1, kExitUsage = 2;
 
+// Of every service, as metrics name them.
+constexpr const char* kMethods[] = {"Put",           "Get",           "Lookup",
+                                    "CreateSession", "StatSession",   "ListSessions",
+                                    "DeleteSession", "AddProfile",    "ListProfiles",
+                                    "GetProfile",    "RemoveProfile", "GetServerInfo"};
+
 int Fail(int code, const absl::Status& status) {
   std::fprintf(stderr, "kvcaskd: %s\n", std::string(status.message()).c_str());
   return code;
-}
-
-uint64_t HalfOfMemory() {
-  struct sysinfo info;
-  if (sysinfo(&info) != 0) return uint64_t{4} << 30;
-  return uint64_t{info.totalram} * info.mem_unit / 2;
 }
 
 absl::Status LoadProfile(const std::string& path, ProfileRegistry* profiles) {
@@ -80,9 +80,10 @@ int Main(int argc, char** argv) {
   serving.config = parsed->config;
   const Config& config = serving.config;
   if (!SetupLog(config.log_level, config.log_format)) {
-    return Fail(kExitUsage, absl::InvalidArgumentError(absl::StrCat(
-                                "--log-level ", config.log_level, " --log-format ",
-                                config.log_format, ": expected debug|info|warning|error and text|json")));
+    return Fail(kExitUsage,
+                absl::InvalidArgumentError(absl::StrCat(
+                    "--log-level ", config.log_level, " --log-format ", config.log_format,
+                    ": expected debug|info|warning|error and text|json")));
   }
   serving.version = kVersion;
   serving.commit = kCommit;
@@ -90,12 +91,12 @@ int Main(int argc, char** argv) {
   serving.backend = "cpu";
   serving.backend_detail = "this build has no CUDA backend";
   if (config.backend == "cuda") {
-    return Fail(kExitError, absl::UnavailableError(
-                                absl::StrCat("--backend cuda: ", serving.backend_detail)));
+    return Fail(kExitError,
+                absl::UnavailableError(absl::StrCat("--backend cuda: ", serving.backend_detail)));
   }
 
   const uint64_t budget_bytes =
-      config.memory_budget_bytes != 0 ? config.memory_budget_bytes : HalfOfMemory();
+      config.memory_budget_bytes != 0 ? config.memory_budget_bytes : UsableMemoryBytes() / 2;
   ByteBudget budget(budget_bytes);
   ByteBudget read_budget(std::max<uint64_t>(budget_bytes / 4, uint64_t{64} << 20));
   Metrics metrics(kVersion, kCommit, serving.backend);
@@ -123,6 +124,13 @@ int Main(int argc, char** argv) {
   sources.profiles = [&] { return static_cast<double>(profiles.List().size()); };
   sources.ready = [&] { return serving.draining ? 0.0 : 1.0; };
   metrics.SetSources(std::move(sources));
+  // What the sources look at ends before the metrics do, on every way out.
+  struct SourcesGuard {
+    Metrics* metrics;
+    ~SourcesGuard() { metrics->SetSources({}); }
+  } sources_guard{&metrics};
+  for (const CodecEntry& codec : BuiltinCodecs()) metrics.DeclareCodec(codec.name);
+  for (const char* method : kMethods) metrics.DeclareMethod(method);
 
   for (const std::string& p : config.profiles) {
     if (absl::Status s = LoadProfile(p, &profiles); !s.ok()) return Fail(kExitError, s);
@@ -156,8 +164,7 @@ int Main(int argc, char** argv) {
     }
   }
   Log(LogLevel::kInfo, "draining",
-      {{"calls", serving.calls.load()},
-       {"deadline", absl::FormatDuration(config.drain_timeout)}});
+      {{"calls", serving.calls.load()}, {"deadline", absl::FormatDuration(config.drain_timeout)}});
   (*server)->Drain(absl::Now() + config.drain_timeout);
   executor.Shutdown();
   server->reset();

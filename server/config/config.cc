@@ -14,8 +14,8 @@
 
 #include "server/config/options.h"
 #include "server/config/values.h"
-#include "server/config/version.h"
 #include "server/config/yaml_file.h"
+#include "server/version.h"
 
 namespace kvcask {
 namespace {

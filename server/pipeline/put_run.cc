@@ -707,6 +707,7 @@ void PutRun::MaybeCommit() {
       absl::StrCat(params_.shard.layer_begin, ":", params_.shard.layer_end, ":",
                    params_.shard.head_begin, ":", params_.shard.head_end);
   request.base_version = before_.version;
+  request.incarnation = before_.incarnation;
   request.token_begin = params_.token_begin;
   request.tokens = params_.token_count;
   request.seal = seal_;
