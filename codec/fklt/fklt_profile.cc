@@ -292,7 +292,7 @@ absl::StatusOr<std::shared_ptr<const FkltProfile>> FkltProfile::Read(
   const Tensors in(*file);
   auto out = std::make_shared<FkltProfile>();
   out->file = file;
-  int version, groups, sinks, l_scale, sets;
+  int version = 0, groups = 0, sinks = 0, l_scale = 0, sets = 0;
   KVCASK_RETURN_IF_ERROR(in.Integer("fklt.version", 0, 1 << 30, &version));
   if (version != 0) {
     return absl::UnimplementedError(

@@ -19,7 +19,9 @@ void Check(const GetPlanInput& in) {
     }
     EXPECT_EQ(r.bytes, token_bytes * (r.token_end - r.token_begin));
     EXPECT_GT(r.bytes, 0u);
-    if (r.token_end - r.token_begin > 1) EXPECT_LE(r.bytes, in.max_bytes);
+    if (r.token_end - r.token_begin > 1) {
+      EXPECT_LE(r.bytes, in.max_bytes);
+    }
   }
   size_t expected = 0;
   for (int l = in.layer_begin; l < in.layer_end; ++l) {

@@ -445,7 +445,9 @@ TEST_F(PipelineTest, ManyWritersAndReadersAtOnce) {
         auto r = Put(c, std::move(p), k % 2);
         ASSERT_TRUE(r.ok()) << r.status();
         EXPECT_EQ(CheckGet(c, Whole(id)), r->raw_bytes);
-        if (k % 2) EXPECT_TRUE(store_.Delete({"", id}).ok());
+        if (k % 2) {
+          EXPECT_TRUE(store_.Delete({"", id}).ok());
+        }
       }
     });
   }

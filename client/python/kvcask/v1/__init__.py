@@ -1,0 +1,1 @@
+"""Generated from proto/kvcask/v1 by setup.py or Bazel."""
