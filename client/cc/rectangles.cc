@@ -43,8 +43,9 @@ class Cutter {
     layer_end_ = shard.layer_end() == 0 ? static_cast<int>(g.layers.size())
                                         : static_cast<int>(shard.layer_end());
     head_begin_ = static_cast<int>(shard.head_begin());
-    head_end_ = shard.head_end() == 0 ? HeadsOf(g, layer_begin_, layer_end_)
-                                      : static_cast<int>(shard.head_end());
+    const int heads = HeadsOf(g, layer_begin_, layer_end_);
+    head_end_ = shard.head_end() == 0 ? heads : static_cast<int>(shard.head_end());
+    all_heads_ = head_begin_ == 0 && head_end_ == heads;
   }
 
   // All layers of the tokens [begin, end) of one page.
@@ -95,8 +96,10 @@ class Cutter {
     v1::Rectangle r;
     r.set_layer_begin(static_cast<uint32_t>(layer_begin));
     r.set_layer_count(static_cast<uint32_t>(layer_end - layer_begin));
-    r.set_head_begin(static_cast<uint32_t>(head_begin_));
-    r.set_head_count(static_cast<uint32_t>(head_end_ - head_begin_));
+    if (!all_heads_) {  // all: 0, which fits layers with different numbers of them
+      r.set_head_begin(static_cast<uint32_t>(head_begin_));
+      r.set_head_count(static_cast<uint32_t>(head_end_ - head_begin_));
+    }
     r.set_token_begin(token_begin);
     r.set_token_count(static_cast<uint32_t>(token_end - token_begin));
     out_.push_back(std::move(r));
@@ -106,6 +109,7 @@ class Cutter {
   const uint64_t target_bytes_;
   const Dtype dtype_;
   int layer_begin_, layer_end_, head_begin_, head_end_;
+  bool all_heads_;
   std::vector<v1::Rectangle> out_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
+#include <absl/time/clock.h>
 
 #include "client/cc/convert.h"
 #include "client/cli/cache_file.h"
