@@ -1,5 +1,7 @@
 #include "codec/profile/profile.h"
 
+#include <fstream>
+#include <iterator>
 #include <map>
 
 #include <gtest/gtest.h>
@@ -83,6 +85,15 @@ TEST(ProfileTest, EveryMissingOrWrongKeyIsNamed) {
   metadata = GoodMetadata();
   metadata["geometry"] = R"({"layers":[{"rope":{"scaling":"longrope"}}]})";
   EXPECT_EQ(Profile::Parse(File(metadata)).status().code(), absl::StatusCode::kUnimplemented);
+}
+
+TEST(ProfileTest, TheFuzzCorpusBeginsWithProfilesThatParse) {
+  for (const std::string name : {"int8", "cache"}) {
+    std::ifstream in("codec/profile/testdata/" + name + ".profile", std::ios::binary);
+    const auto profile = Profile::Parse({std::istreambuf_iterator<char>(in), {}});
+    ASSERT_TRUE(profile.ok()) << name << ": " << profile.status();
+    EXPECT_EQ((*profile)->geometry().layers.size(), 5u);
+  }
 }
 
 TEST(ProfileTest, EveryTruncationIsRefused) {
