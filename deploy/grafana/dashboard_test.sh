@@ -1,0 +1,2 @@
+#!/usr/bin/env bash
+exec python3 deploy/grafana/dashboard_test.py "$@"
