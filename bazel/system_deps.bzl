@@ -22,10 +22,12 @@ _DEPS = {
     "hiredis": (["hiredis"], "libhiredis-dev", []),
     "isal": (["libisal"], "libisal-dev", []),
     "json": (["nlohmann_json"], "nlohmann-json3-dev", []),
+    "lz4": (["liblz4"], "liblz4-dev", []),
     "openblas": (["openblas"], "libopenblas-dev", []),
     "prometheus": (["prometheus-cpp-pull", "prometheus-cpp-core"], "prometheus-cpp-dev", []),
     "protobuf": (["protobuf"], "libprotobuf-dev", []),
     "spdlog": (["spdlog"], "libspdlog-dev", []),
+    "zstd": (["libzstd"], "libzstd-dev", []),
     "yaml": (["yaml-cpp"], "libyaml-cpp-dev", []),
 }
 
