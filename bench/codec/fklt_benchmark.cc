@@ -178,7 +178,7 @@ void MeasureEntropy(const FkltProfile& profile, const GroupModel& g,
     bytes += tiles[i].size();
   }
   row->over_ideal = bytes / ideal - 1;
-  row->active = count / tokens / tiles.size() - 2;
+  row->active = count / tokens / tiles.size() - 2;  // less the classes
   std::vector<uint8_t> scratch(fklt::SegmentScratchBytes()), out(4 * g.dimensions * 128);
   row->rans_encode = Measure(count, [&] {
     for (Tile& t : parsed) {
@@ -263,12 +263,10 @@ void Dump(const std::string& path, const FkltProfile& profile, const GroupModel&
              .ok()) {
       Die("dump: a tile does not parse");
     }
-    put(static_cast<uint32_t>(layout.rows()));
     put(static_cast<uint32_t>(tile.size()));
     out.write(reinterpret_cast<const char*>(tile.data()), tile.size());
-    for (int r = 0; r < layout.rows(); ++r) {
-      out.write(reinterpret_cast<const char*>(&symbols[layout.RowOffset(r)]), 2 * tokens);
-    }
+    put(static_cast<uint32_t>(layout.symbols()));
+    out.write(reinterpret_cast<const char*>(symbols.data()), 2 * layout.symbols());
   }
   if (!out) Die("can't write " + path);
   std::fprintf(stderr, "wrote %zu tiles to %s\n", tiles.size(), path.c_str());
@@ -411,7 +409,8 @@ Data Synthetic(int layers, int heads, int head_dim, int active, int pages) {
       const float sigma = std::exp2(g.sigma[r] / 16.0f);
       for (int t = 0; t < 128; ++t) y[r * 128 + t] = sigma * amplitude[t] * normal(rng);
     }
-    (*coder)->Inverse(d, 128, y.data(), 128, 0, d, x.data());
+    (*coder)->StartInverse(128, 0, d, x.data());
+    (*coder)->AddInverse(0, d, 128, y.data(), 128, 0, d, x.data());
     for (const fklt::MemberPlace& m : (*coder)->members()) {
       for (int t = 0; t < 128; ++t) {
         std::copy_n(&x[static_cast<size_t>(t) * d + m.offset], head_dim, row.begin());

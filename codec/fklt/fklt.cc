@@ -98,7 +98,7 @@ class FkltCodec : public Codec {
   absl::Span<const Group> groups() const override { return groups_; }
 
   size_t MaxTileBytes(int group, int tokens, Dtype dtype) const override {
-    return fklt::kHeaderBytes +
+    return fklt::kRawHeaderBytes +
            static_cast<size_t>(coders_[group]->dimensions()) * tokens * DtypeSize(dtype);
   }
 

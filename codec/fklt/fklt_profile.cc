@@ -17,7 +17,7 @@
 namespace kvcask::fklt {
 namespace {
 
-constexpr int kMaxGroups = 65536;
+constexpr int kMostGroups = 65536;
 constexpr int kMaxLeading = 96;
 
 template <typename... Args>
@@ -298,7 +298,7 @@ absl::StatusOr<std::shared_ptr<const FkltProfile>> FkltProfile::Read(
     return absl::UnimplementedError(
         absl::StrCat("fklt profile: fklt.version is ", version, "; this program reads 0"));
   }
-  KVCASK_RETURN_IF_ERROR(in.Integer("fklt.groups", 1, kMaxGroups, &groups));
+  KVCASK_RETURN_IF_ERROR(in.Integer("fklt.groups", 1, kMostGroups, &groups));
   KVCASK_RETURN_IF_ERROR(in.Integer("fklt.sinks", 0, 64, &sinks));
   KVCASK_RETURN_IF_ERROR(in.Integer("fklt.l_scale_log2", -64, 64, &l_scale));
   KVCASK_RETURN_IF_ERROR(in.Integer("fklt.table_sets", 1, 4, &sets));

@@ -154,7 +154,7 @@ std::vector<double> ReferenceInverse(const GroupModel& g, const std::vector<doub
 
 absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const GroupModel& g,
                                              absl::Span<const uint8_t> tile, int tokens) {
-  if (tile.size() < 4 || tile[0] != 1 || tile[1] >> 6 != 0) return absl::DataLossError("no tile");
+  if (tile.size() < 6 || tile[0] != 1 || tile[1] >> 6 != 0) return absl::DataLossError("no tile");
   ReferenceTile out;
   out.kcap = (tile[1] & 15) - 6;
   out.table_set = tile[1] >> 4 & 3;
@@ -165,56 +165,72 @@ absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const G
   const int i = out.step_exponent;
   auto rows_of = [&](int k) {
     int n = 0;
+    k = std::min(k, out.kcap);
     while (n < g.dimensions && g.sigma[n] - 2 * i + 8 * k >= profile.active_threshold) ++n;
     return n;
   };
-  const int rows = rows_of(out.kcap) + 2;
-  const int most = 16384 / tokens;
-  const int segments = (rows + most - 1) / most;
-  const int each = (rows + segments - 1) / segments;
-  size_t at = 4 + 2 * (segments - 1);
+  const int groups = tile[4] | tile[5] << 8;
+  const int segments = (groups + 511) / 512;
+  if (groups == 0) return absl::DataLossError("no symbols");
+  const int each = (groups + segments - 1) / segments;
+  size_t at = 6 + 2 * (segments - 1);
   if (tile.size() < at) return absl::DataLossError("no sizes");
   const std::vector<Table> tables = ReadTables(profile, out.table_set);
   out.amplitude.assign(tokens, 0);
   out.step.assign(tokens, 0);
   out.q.assign(tokens, std::vector<int>(g.dimensions, 0));
   out.table.assign(tokens, std::vector<int>(g.dimensions, -1));
+  // What symbol j of the tile is: row -2 amplitude, -1 step class, -3 absent. The coordinates are
+  // known when the classes are.
+  std::vector<std::pair<int, int>> order;
+  for (int row : {-2, -1}) {
+    for (int t = 0; t < tokens; ++t) order.push_back({row, t});
+  }
+  while (order.size() % 32 != 0) order.push_back({-3, 0});
+  const size_t class_symbols = order.size();
+  auto add_coordinates = [&] {
+    std::vector<int> places(tokens);
+    for (int t = 0; t < tokens; ++t) places[t] = t;
+    std::stable_sort(places.begin(), places.end(),
+                     [&](int a, int b) { return out.step[a] > out.step[b]; });
+    for (int r = 0; r < g.dimensions; ++r) {
+      for (int t : places) {
+        if (r < rows_of(out.step[t])) order.push_back({r, t});
+      }
+    }
+    while (order.size() % 32 != 0) order.push_back({-3, 0});
+  };
   for (int s = 0; s < segments; ++s) {
-    const size_t bytes = s + 1 < segments ? 2 * (tile[4 + 2 * s] | tile[5 + 2 * s] << 8)
+    const size_t bytes = s + 1 < segments ? 2 * (tile[6 + 2 * s] | tile[7 + 2 * s] << 8)
                                           : tile.size() - at;
     if (bytes > tile.size() - at || bytes % 2 != 0) return absl::DataLossError("a segment's size");
-    const int first = s * each, end = std::min(rows, first + each);
-    int lanes = 1;
-    while (lanes < 32 && lanes * 512 < (end - first) * tokens) lanes *= 2;
-    Lanes decoder(tile.subspan(at, bytes), lanes);
-    // (row, token) of each symbol, row -1 for padding.
-    std::vector<std::pair<int, int>> order;
-    for (int row = first; row < end; ++row) {
-      if (row == 2) {
-        while (order.size() % lanes != 0) order.push_back({-1, 0});
+    const size_t first = 32 * static_cast<size_t>(s) * each;
+    const size_t end = std::min<size_t>(first + 32 * each, 32 * static_cast<size_t>(groups));
+    size_t lanes = 1;
+    while (lanes < 32 && lanes * 512 < end - first) lanes *= 2;
+    Lanes decoder(tile.subspan(at, bytes), static_cast<int>(lanes));
+    for (size_t j = first; j < end; j += lanes) {
+      if (j == class_symbols) {
+        add_coordinates();
+        if (order.size() != 32 * static_cast<size_t>(groups)) return absl::DataLossError("groups");
       }
-      for (int t = 0; t < tokens; ++t) order.push_back({row, t});
-    }
-    while (order.size() % lanes != 0) order.push_back({-1, 0});
-    for (size_t j = 0; j < order.size(); j += lanes) {
+      if (order.size() < j + lanes) return absl::DataLossError("groups");
       std::vector<const Table*> step(lanes, nullptr);
-      for (int l = 0; l < lanes; ++l) {
+      for (size_t l = 0; l < lanes; ++l) {
         const auto [row, t] = order[j + l];
-        if (row == 0 || row == 1) step[l] = &tables[40 + row];
-        if (row < 2) continue;
-        const int r = row - 2;
-        if (r >= rows_of(std::min(out.step[t], out.kcap))) continue;
-        const int e = g.sigma[r] + 8 * (out.amplitude[t] - 8) - 2 * i + 8 * out.step[t];
+        if (row == -2 || row == -1) step[l] = &tables[42 + row];
+        if (row < 0) continue;
+        const int e = g.sigma[row] + 8 * (out.amplitude[t] - 8) - 2 * i + 8 * out.step[t];
         const int c = static_cast<int>(std::floor((5 * e + 16) / 32.0)) + 16;
-        out.table[t][r] = std::max(0, std::min(39, c));
-        step[l] = &tables[out.table[t][r]];
+        out.table[t][row] = std::max(0, std::min(39, c));
+        step[l] = &tables[out.table[t][row]];
       }
       const std::vector<int> q = decoder.Step(step);
-      for (int l = 0; l < lanes; ++l) {
+      for (size_t l = 0; l < lanes; ++l) {
         const auto [row, t] = order[j + l];
-        if (row == 0) out.amplitude[t] = q[l];
-        if (row == 1) out.step[t] = q[l];
-        if (row >= 2) out.q[t][row - 2] = q[l];
+        if (row == -2) out.amplitude[t] = q[l];
+        if (row == -1) out.step[t] = q[l];
+        if (row >= 0) out.q[t][row] = q[l];
       }
     }
     if (!decoder.Ended()) return absl::DataLossError("a segment's end");
@@ -262,12 +278,13 @@ ReferenceToken ReferenceAnalyse(const GroupModel& g, const std::vector<double>& 
   return {std::exp(eta), .5 * std::log2(std::exp(eta))};
 }
 
-double ReferenceAmplitude(const FkltProfile& profile, const GroupModel& g, int step_exponent,
-                          const std::vector<double>& y) {
+double ReferenceAmplitude(const FkltProfile& profile, const GroupModel& g,
+                          const ReferenceTile& tile, int token, const std::vector<double>& y) {
   double sum = 0;
   int n = 0;
   for (int r = 0; r < g.dimensions; ++r) {
-    if (g.sigma[r] - 2 * step_exponent < profile.active_threshold) continue;
+    if (g.sigma[r] - 2 * tile.step_exponent < profile.active_threshold) continue;
+    if (tile.table[token][r] < 0) continue;
     sum += std::pow(y[r] / Sigma(g, r), 2);
     ++n;
   }

@@ -46,9 +46,9 @@ struct ReferenceToken {
   double step_class = 0;   // before rounding and clamping
 };
 ReferenceToken ReferenceAnalyse(const GroupModel& g, const std::vector<double>& y);
-// The amplitude class before rounding and clamping.
-double ReferenceAmplitude(const FkltProfile& profile, const GroupModel& g, int step_exponent,
-                          const std::vector<double>& y);
+// The amplitude class of a token before rounding and clamping.
+double ReferenceAmplitude(const FkltProfile& profile, const GroupModel& g,
+                          const ReferenceTile& tile, int token, const std::vector<double>& y);
 
 // The certificate (FORMAT.md 5.4), from what was put and what came back.
 double ReferenceCertificate(const FkltProfile& profile, const GroupModel& g, int preset,

@@ -209,7 +209,7 @@ void CheckAgainstReference(const Fixture& f, int group, Dtype dtype, int tokens,
   for (int t = 0; t < coded; ++t) {
     const fklt::ReferenceToken token = fklt::ReferenceAnalyse(g, y[t]);
     EXPECT_NEAR(parsed->step[t], std::max(-6.0, std::min(6.0, token.step_class)), .5001);
-    const double a = fklt::ReferenceAmplitude(*f.profile, g, parsed->step_exponent, y[t]);
+    const double a = fklt::ReferenceAmplitude(*f.profile, g, *parsed, t, y[t]);
     EXPECT_NEAR(parsed->amplitude[t], std::max(0.0, std::min(15.0, a)), .5001);
     const double step = std::exp2((parsed->step_exponent - 4 * parsed->step[t]) / 8.0);
     for (int r = 0; r < g.dimensions; ++r) {

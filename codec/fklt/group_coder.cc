@@ -129,15 +129,20 @@ void GroupCoder::Sketch(int block_begin, int tokens, const float* x, float* y, i
               sketch_.data() + static_cast<size_t>(block_begin) * d, d, x, d, 0, y, stride);
 }
 
-void GroupCoder::Inverse(int rows, int tokens, const float* y, int stride, int column_begin,
-                         int column_end, float* x) const {
+void GroupCoder::StartInverse(int tokens, int column_begin, int column_end, float* x) const {
   const int columns = column_end - column_begin;
   for (int t = 0; t < tokens; ++t) {
     std::copy_n(model_->mu.begin() + column_begin, columns, x + static_cast<size_t>(t) * columns);
   }
-  if (rows == 0) return;
-  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, tokens, columns, rows, 1, y, stride,
-              inverse_.data() + column_begin, dimensions(), 1, x, columns);
+}
+
+void GroupCoder::AddInverse(int row_begin, int row_end, int tokens, const float* y, int stride,
+                            int column_begin, int column_end, float* x) const {
+  if (row_begin >= row_end || tokens == 0) return;
+  const int columns = column_end - column_begin;
+  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, tokens, columns, row_end - row_begin, 1, y,
+              stride, inverse_.data() + static_cast<size_t>(row_begin) * dimensions() + column_begin,
+              dimensions(), 1, x, columns);
 }
 
 }  // namespace kvcask::fklt

@@ -55,10 +55,12 @@ class GroupCoder {
   int sketch_blocks() const { return (dimensions() + kSketchRows - 1) / kSketchRows; }
   static constexpr int kSketchRows = 16;
 
-  // x[t] = mu + L^-T U^T y for the elements [column_begin, column_end) and rows [0, rows):
-  // y [rows][stride], x [tokens][column_end - column_begin].
-  void Inverse(int rows, int tokens, const float* y, int stride, int column_begin, int column_end,
-               float* x) const;
+  // x[t] = mu for the elements [column_begin, column_end), x [tokens][column_end - column_begin].
+  void StartInverse(int tokens, int column_begin, int column_end, float* x) const;
+  // x[t] += L^-T U^T y of coordinates [row_begin, row_end) for the first `tokens` tokens:
+  // y [row_end - row_begin][stride].
+  void AddInverse(int row_begin, int row_end, int tokens, const float* y, int stride,
+                  int column_begin, int column_end, float* x) const;
 
  private:
   GroupCoder() = default;

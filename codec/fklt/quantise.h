@@ -13,27 +13,21 @@
 
 namespace kvcask::fklt {
 
-// Of each token of a tile. Arrays have room for kMaxTokens.
-struct TokenScales {
+// Of each place of a tile (FORMAT.md 3.1). Arrays have room for kMaxTokens.
+struct PlaceScales {
   alignas(32) float step[kMaxTokens];
   alignas(32) float inverse_step[kMaxTokens];
   alignas(32) int16_t terms[kMaxTokens];  // TokenTerm
-  alignas(32) int16_t rows[kMaxTokens];   // coordinates that the token has
 };
 
-// Sums over the rows that were given, for each token.
-struct TokenSums {
-  alignas(32) float error[kMaxTokens];  // (y - y^)^2
-};
+// Quantises one coordinate of the first `count` places: y[p] -> classes[p], symbols[p], and adds
+// (y - y^)^2 to error[p]. False when an integer leaves 16 bits (or y is not a number).
+bool QuantiseRow(int row_term, const float* y, int count, float rounding, const float* centroids,
+                 const PlaceScales& scales, uint8_t* classes, int16_t* symbols, float* error,
+                 RansPath path);
 
-// Quantises one row: y[t] -> classes[t], symbols[t] (absent: kAbsentClass, 0), adding to
-// `sums`. False when an integer leaves 16 bits (or y is not a number).
-bool QuantiseRow(int row, int row_term, const float* y, int tokens, float rounding,
-                 const float* centroids, const TokenScales& scales, uint8_t* classes,
-                 int16_t* symbols, TokenSums* sums, RansPath path);
-
-// y^ of tokens [begin, end) of one row, from all tokens' classes and symbols.
-void DequantiseRow(const uint8_t* classes, const int16_t* symbols, int begin, int end,
+// y^ of one coordinate of the first `count` places.
+void DequantiseRow(const uint8_t* classes, const int16_t* symbols, int count,
                    const float* centroids, const float* step, float* y, RansPath path);
 
 // Adds one leading coordinate to the predictor: eta[t] += (c + d u) u with u = y / sigma

@@ -1,9 +1,7 @@
-// A tile's integers and its bytes: everything after the quantiser, nothing before it.
+// A tile's integers and its bytes: everything after the quantiser, nothing before it, the same
+// on every machine (FORMAT.md 3).
 //
-// Here is no float but the step's size; TileWriter and TileReader do the same on every
-// machine (FORMAT.md 3).
-//
-// Thread-safe: values; a writer or reader belongs to one thread.
+// Thread-safe: values and pure functions.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +18,7 @@ namespace kvcask::fklt {
 
 // What a tile's integers mean: of a group, from the profile.
 struct TileModel {
-  absl::Span<const int16_t> sigma;         // 1/16 octaves, never rising
+  absl::Span<const int16_t> sigma;  // 1/16 octaves, never rising
   absl::Span<const TableSet> table_sets;
   int active_threshold = -21;
 };
@@ -30,48 +28,51 @@ struct TileHeader {
   int kcap = 0;
   int table_set = 0;
   int step_exponent = 0;
+  int groups = 0;  // of 32 symbols; WriteTile sets it
 };
 
-// Where the symbols of each coordinate row are in the flat arrays that the entropy coder
-// takes: segment after segment, each padded to whole steps of its lanes.
-class SymbolLayout {
- public:
-  void Reset(int tokens, int rows);
-
-  int tokens() const { return tokens_; }
-  int rows() const { return rows_; }
-  int segments() const { return static_cast<int>(segments_.size()); }
-  size_t symbols() const { return symbols_; }  // padding included
-  // At most this many for any tile of `tokens` and `rows`.
-  static size_t MaxSymbols(int tokens, int rows);
-
-  struct Segment {
-    int first_row, end_row;  // coordinate rows
-    int lanes;
-    size_t begin, end;  // in the arrays
-  };
-  const Segment& segment(int s) const { return segments_[s]; }
-  size_t RowOffset(int row) const;
-  // Of segment 0's class rows: amplitude at 0, step class at `tokens`, coordinates from here.
-  size_t ClassSymbols() const { return class_symbols_; }
-  // Marks everything that is neither a coordinate nor a class as absent.
-  void FillPadding(uint8_t* classes, int16_t* symbols) const;
-
- private:
-  int tokens_ = 0, rows_ = 0, rows_per_segment_ = 1;
-  size_t class_symbols_ = 0, symbols_ = 0;
-  std::vector<Segment> segments_;
-};
-
-// Token classes of a tile.
+// Token classes of a tile, by token.
 struct TokenClasses {
   uint8_t amplitude[kMaxTokens];
   int8_t step[kMaxTokens];
 };
 
+// Where the symbols of each coordinate are in the tile's flat array of symbols, and in which
+// order the tokens stand there.
+class SymbolLayout {
+ public:
+  // From the header's step and kcap and the tokens' step classes.
+  void Reset(const TileModel& model, const TileHeader& header, int tokens, const int8_t* step);
+
+  int tokens() const { return tokens_; }
+  int rows() const { return static_cast<int>(offsets_.size()) - 1; }
+  int token_at(int place) const { return token_at_[place]; }
+  int rows_at(int place) const { return rows_at_[place]; }
+  // Coordinate r: symbols offset(r) .. offset(r) + count(r) - 1, of the first count(r) places.
+  size_t offset(int row) const { return offsets_[row]; }
+  int count(int row) const { return static_cast<int>(offsets_[row + 1] - offsets_[row]); }
+  // Places that have more than `rows` coordinates.
+  int PlacesOver(int rows) const;
+  int groups() const {
+    return static_cast<int>((offsets_.back() + kGroupSymbols - 1) / kGroupSymbols);
+  }
+  size_t symbols() const { return static_cast<size_t>(groups()) * kGroupSymbols; }
+  // At most this many for any tile.
+  static size_t MaxSymbols(int tokens, int dimensions);
+
+ private:
+  int tokens_ = 0;
+  uint8_t token_at_[kMaxTokens];
+  int16_t rows_at_[kMaxTokens];
+  std::vector<uint32_t> offsets_;  // [rows + 1]
+};
+
+// The order of tokens alone: by falling step class.
+void SortTokens(const int8_t* step, int tokens, uint8_t* token_at);
+
 // Writes a coded tile without its sinks: `layout` and `classes`, `symbols` filled for all
-// coordinate rows (absent ones kAbsentClass and 0), classes of tokens in `tokens`. Returns the
-// bytes written, or 0 when they would exceed `limit`. `out` has `limit` bytes; `scratch`
+// coordinates; the token classes and the padding are filled in here. Returns the bytes written,
+// or 0 when they would exceed `limit` or a field. `out` has `limit` bytes; `scratch`
 // SegmentScratchBytes().
 size_t WriteTile(const TileHeader& header, const TableSet& tables, const TokenClasses& tokens,
                  const SymbolLayout& layout, uint8_t* classes, int16_t* symbols,
@@ -89,12 +90,7 @@ absl::Status ReadTile(absl::Span<const uint8_t> tile, const TileHeader& header,
                       TokenClasses* token_classes, uint8_t* classes, int16_t* symbols,
                       RansPath path = RansPath::kBest);
 
-// Classes of one row's symbols: row r of tokens whose rows and terms are given; absent where
-// r >= rows_of_token[t].
-void FillRowClasses(int row, int row_term, int tokens, const int16_t* token_terms,
-                    const int16_t* rows_of_token, uint8_t* out);
-// The terms of each token, and how many rows it has (at most those of kcap).
-void FillTokenTerms(const TileModel& model, const TileHeader& header, int tokens,
-                    const TokenClasses& classes, int16_t* token_terms, int16_t* rows_of_token);
+// Tables of one coordinate's symbols: of the first `count` places, whose terms are given.
+void FillRowClasses(int row_term, int count, const int16_t* place_terms, uint8_t* out);
 
 }  // namespace kvcask::fklt

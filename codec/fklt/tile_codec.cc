@@ -41,6 +41,7 @@ class Arena {
 struct Scratch {
   float* head;  // [tokens][max head_dim]
   float* x;     // [tokens][D]
+  float* x2;    // [tokens][D], encode: by place
   float* y;     // [D + sketch blocks][kMaxTokens]
   uint8_t* classes;
   int16_t* symbols;
@@ -52,6 +53,7 @@ Scratch TakeScratch(const GroupCoder& group, int tokens, Workspace& workspace) {
     const size_t d = group.dimensions();
     s->head = arena.Take<float>(static_cast<size_t>(tokens) * group.max_head_dim());
     s->x = arena.Take<float>(tokens * d);
+    s->x2 = arena.Take<float>(tokens * d);
     s->y = arena.Take<float>(kMaxTokens * (d + group.sketch_blocks()));
     const size_t symbols = SymbolLayout::MaxSymbols(tokens, group.dimensions());
     s->classes = arena.Take<uint8_t>(symbols + 64);
@@ -128,12 +130,13 @@ bool LoadCentred(const GroupCoder& group, const EncodeJob& job, absl::Span<const
 void EncodeRaw(const GroupCoder& group, EncodeJob* job) {
   WriteRawHeader(job->destination.data());
   const TokenRun all[] = {{0, job->tokens, 0}};
-  job->bytes = kHeaderBytes +
-               KeepReceived(group, job->source, all, job->destination.data() + kHeaderBytes);
+  job->bytes = kRawHeaderBytes +
+               KeepReceived(group, job->source, all, job->destination.data() + kRawHeaderBytes);
   job->certificate.predicted_kld = 0;
 }
 
-// Encodes the coded tokens of one job, at one step after the other.
+// Encodes the coded tokens of one job, at one step after the other. After Analyse, tokens stand by
+// place (FORMAT.md 3.1), so that every coordinate has a prefix of them and the GEMM is cut along.
 class TileEncoder {
  public:
   TileEncoder(const FkltProfile& profile, const GroupCoder& group, RansPath path,
@@ -145,26 +148,43 @@ class TileEncoder {
         preset_(preset),
         tokens_(tokens),
         all_tokens_(all_tokens),
-        model_(ModelOf(profile, group)) {}
+        model_(ModelOf(profile, group)),
+        places_done_((group.dimensions() + kBlock - 1) / kBlock, 0) {}
 
-  // From x - mu in s_.x: the leading coordinates, sensitivities and step classes.
+  // From x - mu in s_.x: the leading coordinates, sensitivities, step classes, places.
   void Analyse() {
     const int m = group_.model().leading();
-    NeedRows(std::max(m, Rows(profile_.steps[preset_], 1)));
+    const int lead = std::min(group_.dimensions(), (m + kBlock - 1) / kBlock * kBlock);
+    group_.Forward(0, lead, tokens_, s_.x, s_.y, kMaxTokens);
     const float* p = group_.model().sensitivity.data();
     alignas(32) float eta[kMaxTokens];
     std::fill_n(eta, tokens_, p[0]);
     for (int r = 0; r < m; ++r) {
       AddToPredictor(Row(r), tokens_, group_.inverse_sigma(r), p[1 + r], p[1 + m + r], eta, path_);
     }
-    kcap_ = -kMaxStepClass;
+    float weight[kMaxTokens];
     for (int t = 0; t < tokens_; ++t) {
       const float e = std::isfinite(eta[t]) ? std::min(8.0f, std::max(-8.0f, eta[t])) : 0.0f;
-      weight_[t] = std::exp(e);
+      weight[t] = std::exp(e);
       const int k = static_cast<int>(std::lround(.5 * e / std::log(2.0)));
       classes_.step[t] = static_cast<int8_t>(std::min(kMaxStepClass, std::max(-kMaxStepClass, k)));
-      kcap_ = std::max<int>(kcap_, classes_.step[t]);
     }
+    uint8_t token_at[kMaxTokens];
+    SortTokens(classes_.step, tokens_, token_at);
+    const size_t d = group_.dimensions();
+    for (int place = 0; place < tokens_; ++place) {
+      const int t = token_at[place];
+      weight_[place] = weight[t];
+      std::memcpy(s_.x2 + place * d, s_.x + t * d, d * sizeof(float));
+    }
+    for (int r = 0; r < lead; ++r) {
+      float* const row = Row(r);
+      float by_place[kMaxTokens];
+      for (int place = 0; place < tokens_; ++place) by_place[place] = row[token_at[place]];
+      std::memcpy(row, by_place, tokens_ * sizeof(float));
+    }
+    std::fill_n(places_done_.begin(), (lead + kBlock - 1) / kBlock, tokens_);
+    kcap_ = classes_.step[token_at[0]];
   }
 
   // Writes the tile's header and segments at step exponent `i` and sets the predicted KLD;
@@ -174,29 +194,30 @@ class TileEncoder {
     header.kcap = kcap_;
     header.table_set = profile_.preset_table_set[preset_];
     header.step_exponent = i;
-    const int rows = Rows(i, kcap_);
-    NeedRows(rows);
-    ChooseAmplitudes(std::min(rows, Rows(i, 0)));
-    TokenScales scales;
-    FillTokenTerms(model_, header, tokens_, classes_, scales.terms, scales.rows);
-    for (int t = 0; t < tokens_; ++t) {
-      scales.step[t] = StepOf(i, classes_.step[t]);
-      scales.inverse_step[t] = StepOf(-i, -classes_.step[t]);
+    layout_.Reset(model_, header, tokens_, classes_.step);
+    ComputeRows();
+    PlaceScales scales;
+    ChooseAmplitudes(ActiveRows(model_.sigma.data(), group_.dimensions(), i, 0,
+                                profile_.active_threshold),
+                     scales.terms);
+    for (int p = 0; p < tokens_; ++p) {
+      const int k = classes_.step[layout_.token_at(p)];
+      scales.step[p] = StepOf(i, k);
+      scales.inverse_step[p] = StepOf(-i, -k);
     }
     const TableSet& tables = profile_.table_sets[header.table_set];
-    TokenSums sums = {};
-    layout_.Reset(tokens_, rows);
-    for (int r = 0; r < rows; ++r) {
-      const size_t at = layout_.RowOffset(r);
-      if (!QuantiseRow(r, RowTerm(model_.sigma[r], i), Row(r), tokens_, profile_.rounding,
-                       tables.centroids(), scales, s_.classes + at, s_.symbols + at, &sums,
+    alignas(32) float error[kMaxTokens] = {};
+    for (int r = 0; r < layout_.rows(); ++r) {
+      const size_t at = layout_.offset(r);
+      if (!QuantiseRow(RowTerm(model_.sigma[r], i), Row(r), layout_.count(r), profile_.rounding,
+                       tables.centroids(), scales, s_.classes + at, s_.symbols + at, error,
                        path_)) {
         return 0;
       }
     }
-    AddDropped(rows, sums.error);
+    AddDropped(error);
     double loss = 0;
-    for (int t = 0; t < tokens_; ++t) loss += .5 * weight_[t] * sums.error[t];
+    for (int p = 0; p < tokens_; ++p) loss += .5 * weight_[p] * error[p];
     *predicted = profile_.kappa[preset_] * loss / all_tokens_ + group_.model().bf16_floor;
     if (!(*predicted <= group_.model().largest_kld[preset_])) return 0;
     return WriteTile(header, tables, classes_, layout_, s_.classes, s_.symbols, s_.segment, out,
@@ -204,45 +225,67 @@ class TileEncoder {
   }
 
  private:
-  int Rows(int i, int k) const {
-    return ActiveRows(model_.sigma.data(), group_.dimensions(), i, k, profile_.active_threshold);
-  }
-  const float* Row(int r) const { return s_.y + static_cast<size_t>(r) * kMaxTokens; }
+  static constexpr int kBlock = GroupCoder::kSketchRows;
+  float* Row(int r) const { return s_.y + static_cast<size_t>(r) * kMaxTokens; }
 
-  void NeedRows(int rows) {
-    if (rows <= rows_) return;
-    group_.Forward(rows_, rows, tokens_, s_.x, s_.y + static_cast<size_t>(rows_) * kMaxTokens,
-                   kMaxTokens);
-    rows_ = rows;
-  }
-
-  // Adds the energy of the coordinates from `row` on: exactly up to the end of its block,
-  // estimated from the sketch for the blocks after it.
-  void AddDropped(int row, float* error) {
-    const int blocks = (row + GroupCoder::kSketchRows - 1) / GroupCoder::kSketchRows;
-    const int end = std::min(group_.dimensions(), blocks * GroupCoder::kSketchRows);
-    NeedRows(end);
-    for (int r = row; r < end; ++r) AddToAmplitude(Row(r), tokens_, 1, error, path_);
-    float* const sketch = s_.y + static_cast<size_t>(rows_) * kMaxTokens;
-    group_.Sketch(blocks, tokens_, s_.x, sketch, kMaxTokens);
-    for (int b = blocks; b < group_.sketch_blocks(); ++b) {
-      AddToAmplitude(sketch + static_cast<size_t>(b - blocks) * kMaxTokens, tokens_, 1, error,
-                     path_);
+  // y of all coordinates that the layout has, to the end of each place's last block.
+  void ComputeRows() {
+    const int blocks = (layout_.rows() + kBlock - 1) / kBlock;
+    for (int b = 0; b < blocks;) {
+      const int places = layout_.PlacesOver(b * kBlock);
+      if (places <= places_done_[b]) {
+        ++b;
+        continue;
+      }
+      // Neighbouring blocks of nearly as many places go into one GEMM.
+      int end = b + 1;
+      while (end < blocks && places_done_[end] < places &&
+             layout_.PlacesOver(end * kBlock) >= places - 8) {
+        ++end;
+      }
+      group_.Forward(b * kBlock, std::min(group_.dimensions(), end * kBlock), places, s_.x2,
+                     Row(b * kBlock), kMaxTokens);
+      for (; b < end; ++b) places_done_[b] = places;
     }
   }
 
-  void ChooseAmplitudes(int rows) {
+  // Adds the energy of the coordinates that places do not have: exactly up to the end of the
+  // block that a place's last one is in, estimated from the sketch for the blocks after it.
+  void AddDropped(float* error) {
+    const int d = group_.dimensions();
+    const int blocks = (layout_.rows() + kBlock - 1) / kBlock;
+    const int least = layout_.rows_at(tokens_ - 1);
+    for (int r = least; r < std::min(d, blocks * kBlock); ++r) {
+      const int coded = r < layout_.rows() ? layout_.count(r) : 0;
+      const int places = layout_.PlacesOver(r / kBlock * kBlock);
+      AddToAmplitude(Row(r) + coded, places - coded, 1, error + coded, path_);
+    }
+    const int first = (least + kBlock - 1) / kBlock;
+    float* const sketch = Row(d);
+    group_.Sketch(first, tokens_, s_.x2, sketch, kMaxTokens);
+    for (int b = first; b < group_.sketch_blocks(); ++b) {
+      const int over = layout_.PlacesOver(b * kBlock);
+      AddToAmplitude(sketch + static_cast<size_t>(b - first) * kMaxTokens + over, tokens_ - over,
+                     1, error + over, path_);
+    }
+  }
+
+  // From each place's coordinates below `rows`; sets the terms too.
+  void ChooseAmplitudes(int rows, int16_t* terms) {
     alignas(32) float sum[kMaxTokens] = {};
-    for (int r = 0; r < rows; ++r) {
-      AddToAmplitude(Row(r), tokens_, group_.inverse_sigma(r), sum, path_);
+    for (int r = 0; r < std::min(rows, layout_.rows()); ++r) {
+      AddToAmplitude(Row(r), layout_.count(r), group_.inverse_sigma(r), sum, path_);
     }
-    for (int t = 0; t < tokens_; ++t) {
+    for (int p = 0; p < tokens_; ++p) {
+      const int n = std::min(rows, layout_.rows_at(p));
+      const int t = layout_.token_at(p);
       int a = 8;
-      if (rows > 0) {
-        const float mean = std::min(1e30f, std::max(1e-30f, sum[t] / static_cast<float>(rows)));
+      if (n > 0) {
+        const float mean = std::min(1e30f, std::max(1e-30f, sum[p] / static_cast<float>(n)));
         a = static_cast<int>(std::lround(std::log2(mean))) + 8;
       }
       classes_.amplitude[t] = static_cast<uint8_t>(std::min(15, std::max(0, a)));
+      terms[p] = static_cast<int16_t>(TokenTerm(classes_.amplitude[t], classes_.step[t]));
     }
   }
 
@@ -252,19 +295,19 @@ class TileEncoder {
   const Scratch s_;
   const int preset_, tokens_, all_tokens_;
   const TileModel model_;
-  int rows_ = 0;  // of y that are computed
+  std::vector<int> places_done_;  // of each block of rows, how many places' y are there
   int kcap_ = 0;
   TokenClasses classes_;
   SymbolLayout layout_;
-  float weight_[kMaxTokens];
+  float weight_[kMaxTokens];  // by place
 };
 
-// Copies the wanted elements of the members in [first, last) of the group from x
-// [tokens][columns] to the destination, keys turned.
+// Copies the wanted elements of the members in [first, last) of the group to the destination,
+// keys turned. Token t of the wanted ones is row row_of[t] of x [rows][columns].
 void StoreMembers(const GroupCoder& group, int first, int last, const DecodeJob& job,
                   absl::Span<const TokenRun> runs, int first_index, int columns,
-                  absl::Span<const uint32_t> positions, RopeCache* ropes, float* head,
-                  const float* x) {
+                  absl::Span<const uint32_t> positions, const int* row_of, RopeCache* ropes,
+                  float* head, const float* x) {
   const int base = group.members()[first].offset;
   for (int i = first; i < last; ++i) {
     const MemberPlace& m = group.members()[i];
@@ -272,7 +315,7 @@ void StoreMembers(const GroupCoder& group, int first, int last, const DecodeJob&
     const int tokens = static_cast<int>(positions.size());
     for (int t = 0; t < tokens; ++t) {
       std::memcpy(head + static_cast<size_t>(t) * m.head_dim,
-                  x + static_cast<size_t>(t) * columns + m.offset - base,
+                  x + static_cast<size_t>(row_of[t]) * columns + m.offset - base,
                   m.head_dim * sizeof(float));
     }
     if (m.rope != nullptr) {
@@ -287,6 +330,49 @@ void StoreMembers(const GroupCoder& group, int first, int last, const DecodeJob&
                 job.destination, plane, m.head, part.begin - job.token_begin,
                 part.end - job.token_begin, m.head_dim);
     }
+  }
+}
+
+// The places of coded tokens [first, last), in order.
+struct WantedPlaces {
+  WantedPlaces(const SymbolLayout& layout, int first, int last) : all(layout.tokens()) {
+    for (int p = 0; p < layout.tokens(); ++p) {
+      before[p] = count;
+      const int t = layout.token_at(p);
+      if (t < first || t >= last) continue;
+      row_of[t - first] = count;
+      place[count++] = p;
+    }
+    before[layout.tokens()] = count;
+  }
+  // Moves the wanted of the row's first n places to its front; 0 for those it does not have.
+  void Compress(int n, float* row) const {
+    if (count < all) {
+      for (int i = 0; i < before[n]; ++i) row[i] = row[place[i]];
+    }
+    std::fill(row + before[n], row + count, 0.0f);
+  }
+
+  int all, count = 0;
+  int before[kMaxTokens + 1];  // wanted places before a place
+  int place[kMaxTokens];
+  int row_of[kMaxTokens];  // of token first + t among the wanted places
+};
+
+// x of the wanted places: GEMMs over runs of coordinates that nearly as many places have.
+void Invert(const GroupCoder& group, const SymbolLayout& layout, const WantedPlaces& wanted,
+            const float* y, int column_begin, int column_end, float* x) {
+  group.StartInverse(wanted.count, column_begin, column_end, x);
+  for (int r = 0; r < layout.rows();) {
+    const int places = wanted.before[layout.count(r)];
+    int end = r + 1;
+    while (end < layout.rows() &&
+           (wanted.before[layout.count(end)] >= places - 8 || end - r < 16)) {
+      ++end;
+    }
+    group.AddInverse(r, end, places, y + static_cast<size_t>(r) * kMaxTokens, kMaxTokens,
+                     column_begin, column_end, x);
+    r = end;
   }
 }
 
@@ -311,16 +397,17 @@ absl::Status DecodeCoded(const FkltProfile& profile, const GroupCoder& group, Ra
                      job.positions.begin() + part.end);
   }
   if (first < 0) return absl::OkStatus();
-  const int tokens = last - first;
+  const WantedPlaces wanted(layout, first, last);
   float step[kMaxTokens];
-  for (int t = 0; t < layout.tokens(); ++t) {
-    step[t] = StepOf(header.step_exponent, classes.step[t]);
+  for (int p = 0; p < layout.tokens(); ++p) {
+    step[p] = StepOf(header.step_exponent, classes.step[layout.token_at(p)]);
   }
   const float* centroids = profile.table_sets[header.table_set].centroids();
   for (int r = 0; r < layout.rows(); ++r) {
-    const size_t at = layout.RowOffset(r);
-    DequantiseRow(s.classes + at, s.symbols + at, first, last, centroids, step,
-                  s.y + static_cast<size_t>(r) * kMaxTokens, path);
+    float* const row = s.y + static_cast<size_t>(r) * kMaxTokens;
+    DequantiseRow(s.classes + layout.offset(r), s.symbols + layout.offset(r), layout.count(r),
+                  centroids, step, row, path);
+    wanted.Compress(layout.count(r), row);
   }
   // Members that are wanted and lie beside one another in the group's vector, at once.
   const absl::Span<const MemberPlace> members = group.members();
@@ -330,9 +417,9 @@ absl::Status DecodeCoded(const FkltProfile& profile, const GroupCoder& group, Ra
     if (end > begin) {
       const int column_begin = members[begin].offset;
       const int column_end = members[end - 1].offset + members[end - 1].head_dim;
-      group.Inverse(layout.rows(), tokens, s.y, kMaxTokens, column_begin, column_end, s.x);
+      Invert(group, layout, wanted, s.y, column_begin, column_end, s.x);
       StoreMembers(group, static_cast<int>(begin), static_cast<int>(end), job, runs, first,
-                   column_end - column_begin, positions, ropes, s.head, s.x);
+                   column_end - column_begin, positions, wanted.row_of, ropes, s.head, s.x);
     }
     begin = std::max(end, begin + 1);
   }
@@ -372,7 +459,7 @@ absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, Ran
   if (tokens > 0) {
     const size_t element = DtypeSize(job->source.dtype);
     const size_t token_bytes = static_cast<size_t>(group.dimensions()) * element;
-    const size_t limit = kHeaderBytes + token_bytes * tokens - 1;  // below the raw form
+    const size_t limit = kRawHeaderBytes + token_bytes * tokens - 1;  // below the raw form
     TileEncoder encoder(profile, group, path, s, preset, tokens, job->tokens);
     encoder.Analyse();
     for (int finer = 0; finer <= kFinerSteps; ++finer) {
@@ -400,13 +487,13 @@ absl::Status DecodeTile(const FkltProfile& profile, const GroupCoder& group, Ran
   const size_t token_bytes =
       static_cast<size_t>(group.dimensions()) * DtypeSize(job.source_dtype);
   if (header.mode == kRawMode) {
-    const size_t expected = kHeaderBytes + token_bytes * job.tokens;
+    const size_t expected = kRawHeaderBytes + token_bytes * job.tokens;
     if (job.tile.size() != expected) {
       return absl::DataLossError(absl::StrCat("fklt tile: raw, of ", job.tile.size(),
                                               " bytes; expected ", expected));
     }
     const TokenRun all[] = {{0, job.tokens, 0}};
-    RestoreReceived(group, job.tile.subspan(kHeaderBytes), all, job, s.head);
+    RestoreReceived(group, job.tile.subspan(kRawHeaderBytes), all, job, s.head);
     return absl::OkStatus();
   }
   const std::vector<TokenRun> coded = ListRuns(job.positions, profile.sinks, false);

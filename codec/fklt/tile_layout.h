@@ -1,4 +1,4 @@
-// The integer arithmetic of a tile (FORMAT.md 3.1 to 3.3, 3.6): which rows are coded, how they
+// The integer arithmetic of a tile (FORMAT.md 3.1 to 3.3): which rows are coded, how they
 // are cut into segments, which table a symbol takes. Shared by host and device code, so that no
 // two backends can disagree.
 #pragma once
@@ -17,10 +17,12 @@ namespace kvcask::fklt {
 inline constexpr int kMaxTokens = 128;
 inline constexpr int kMaxDimensions = 16384;
 inline constexpr int kSegmentSymbols = 16384;
-inline constexpr int kClassRows = 2;  // amplitude, step
+inline constexpr int kGroupSymbols = 32;
 inline constexpr int kClasses = 40;
 inline constexpr int kMaxStepClass = 6;  // and the least is -6
-inline constexpr int kHeaderBytes = 4;
+inline constexpr int kRawHeaderBytes = 4;
+inline constexpr int kHeaderBytes = 6;  // of a coded tile
+inline constexpr int kMaxGroups = 65535;
 inline constexpr int kMinStepExponent = -900;
 inline constexpr int kMaxStepExponent = 900;
 enum TileMode : uint8_t { kRawMode = 0, kCodedMode = 1 };
@@ -54,16 +56,20 @@ KVCASK_HOST_DEVICE inline int CoordinateClass(int row_term, int token_term) {
   return c < 0 ? 0 : c > kClasses - 1 ? kClasses - 1 : c;
 }
 
-// How the rows of `tokens` symbols (the class rows counted) are cut.
+// Symbols up to the first coordinate: two classes of each token, and padding.
+KVCASK_HOST_DEVICE inline int ClassSymbols(int tokens) {
+  return (2 * tokens + kGroupSymbols - 1) / kGroupSymbols * kGroupSymbols;
+}
+
+// How the groups of 32 symbols are cut.
 struct SegmentCut {
   int segments;
-  int rows_per_segment;
+  int groups_each;  // the last may have fewer
 };
-KVCASK_HOST_DEVICE inline SegmentCut CutSegments(int tokens, int coordinate_rows) {
-  const int rows = coordinate_rows + kClassRows;
-  const int most = kSegmentSymbols / tokens;
-  const int segments = (rows + most - 1) / most;
-  return {segments, (rows + segments - 1) / segments};
+KVCASK_HOST_DEVICE inline SegmentCut CutSegments(int groups) {
+  constexpr int kMost = kSegmentSymbols / kGroupSymbols;
+  const int segments = (groups + kMost - 1) / kMost;
+  return {segments, (groups + segments - 1) / segments};
 }
 
 // 2^(n/8) for n = 0..7, as floats.
