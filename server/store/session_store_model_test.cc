@@ -114,6 +114,16 @@ Tokens Text(int which, size_t length) {
   return t;
 }
 
+constexpr size_t kQueryTokens = 60;
+
+// Of 60 tokens of each text: made once, since they are asked for after every step.
+const std::vector<Digest>& QueryIds(int text) {
+  static const auto& ids = *new std::vector<std::vector<Digest>>{
+      PrefixIds(Text(0, kQueryTokens)), PrefixIds(Text(1, kQueryTokens)),
+      PrefixIds(Text(2, kQueryTokens)), PrefixIds(Text(3, kQueryTokens))};
+  return ids[text];
+}
+
 // One client: random steps on the sessions named after it, against its own model.
 class Client {
  public:
@@ -373,7 +383,7 @@ void CheckSharing(const SessionStore& store, const Model& model, const ByteBudge
 void CheckLookups(const SessionStore& store, const Model& model) {
   for (const std::string ns : {"", "ns"}) {
     for (int text = 0; text < 4; ++text) {
-      const Tokens query = Text(text, 60);
+      const Tokens query = Text(text, kQueryTokens);
       std::map<std::string, uint64_t> longest;                   // by codec
       std::map<std::string, std::set<uint64_t>> possible_bytes;  // of the longest
       for (const auto& [key, session] : model) {
@@ -392,14 +402,14 @@ void CheckLookups(const SessionStore& store, const Model& model) {
         best = std::max(best, pages * kPage);
         if (pages * kPage == best) possible_bytes[session.traits.codec].insert(bytes);
       }
-      const auto held = store.Lookup(ns, PrefixIds(query));
+      const auto held = store.Lookup(ns, QueryIds(text));
       ASSERT_EQ(held.size(), longest.size());
       for (const HeldPrefix& h : held) {
         EXPECT_EQ(h.tokens, longest[h.codec]);
         EXPECT_TRUE(possible_bytes[h.codec].count(h.stored_bytes)) << h.stored_bytes;
         EXPECT_LE(h.tokens, held[0].tokens);
       }
-      const auto plan = store.OpenPrefix(ns, PrefixIds(query), 0, 0);
+      const auto plan = store.OpenPrefix(ns, QueryIds(text), 0, 0);
       ASSERT_EQ(plan.ok(), !held.empty());
       if (plan.ok()) {
         EXPECT_EQ(plan->token_end, held[0].tokens);
@@ -429,7 +439,7 @@ void CheckLists(const SessionStore& store, const Model& model) {
 TEST(StoreModel, RandomStepsAgree) {
   const unsigned seed = Seed();
   int committed = 0, refused = 0, expired = 0;
-  for (int round = 0; round < 6 && !testing::Test::HasFailure(); ++round) {
+  for (int round = 0; round < 4 && !testing::Test::HasFailure(); ++round) {
     ByteBudget budget(1 << 20);
     absl::Time now = absl::FromUnixSeconds(1'000'000);
     SessionStore store(kPage, {1000, [&now] { return now; }});
@@ -459,9 +469,9 @@ TEST(StoreModel, RandomStepsAgree) {
     refused += client.refused();
   }
   // The walk went where it should.
-  EXPECT_GT(committed, 300);
-  EXPECT_GT(refused, 100);
-  EXPECT_GT(expired, 10);
+  EXPECT_GT(committed, 200);
+  EXPECT_GT(refused, 50);
+  EXPECT_GT(expired, 5);
 }
 
 TEST(StoreModel, ManyClientsSharingTextsAgreeInTheEnd) {
@@ -480,15 +490,15 @@ TEST(StoreModel, ManyClientsSharingTextsAgreeInTheEnd) {
   std::vector<std::thread> threads;
   for (auto& client : clients) {
     threads.emplace_back([&] {
-      for (int step = 0; step < 600 && !testing::Test::HasFailure(); ++step) client->Step(now);
+      for (int step = 0; step < 300 && !testing::Test::HasFailure(); ++step) client->Step(now);
     });
   }
   // One that looks across all of them meanwhile: what it sees must hang together.
   threads.emplace_back([&] {
     while (!done) {
       for (int text = 0; text < 4; ++text) {
-        const Tokens tokens = Text(text, 60);
-        const auto plan = store.OpenPrefix("", PrefixIds(tokens), 0, 0);
+        const Tokens tokens = Text(text, kQueryTokens);
+        const auto plan = store.OpenPrefix("", QueryIds(text), 0, 0);
         if (!plan.ok()) {
           EXPECT_EQ(plan.status().code(), Code::kNotFound);
           continue;
@@ -529,7 +539,7 @@ TEST(StoreModel, WritersOfOneShardLoseNothing) {
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   SessionStore store(kPage);
   const SessionKey key{"", "contended"};
-  constexpr int kWriters = 6, kRuns = 100;
+  constexpr int kWriters = 6, kRuns = 40;
   std::atomic<uint64_t> tokens{0}, aborted{0};
   std::vector<std::thread> writers;
   for (int w = 0; w < kWriters; ++w) {
