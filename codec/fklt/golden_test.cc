@@ -1,0 +1,126 @@
+// Bytes that must never change within a version of the format: FORMAT.md's revision 0, not frozen
+// until a GPU has read them.
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "codec/fklt/fklt_reference.h"
+#include "codec/fklt/golden_tiles.h"
+
+namespace kvcask::fklt {
+namespace {
+
+std::vector<uint8_t> ReadTestdata(const std::string& name) {
+  std::ifstream in("codec/fklt/testdata/" + name, std::ios::binary);
+  EXPECT_TRUE(in.good()) << name;
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+std::shared_ptr<const FkltProfile> TinyProfile() {
+  auto file = Profile::Parse(ReadTestdata("tiny_profile.safetensors"));
+  EXPECT_TRUE(file.ok()) << file.status();
+  auto profile = FkltProfile::Read(*file);
+  EXPECT_TRUE(profile.ok()) << profile.status();
+  return *profile;
+}
+
+std::vector<RansPath> Paths() {
+  std::vector<RansPath> paths = {RansPath::kPortable};
+  if (RansPathAvailable(RansPath::kAvx2)) paths.push_back(RansPath::kAvx2);
+  return paths;
+}
+
+TEST(GoldenTest, EveryPathWritesTheGoldenBytes) {
+  const auto profile = TinyProfile();
+  for (int i = 0; i < kGoldenTiles; ++i) {
+    const std::vector<uint8_t> want = ReadTestdata("golden_v0_" + std::to_string(i) + ".tile");
+    for (RansPath path : Paths()) {
+      GoldenTile tile = MakeGoldenTile(*profile, i);
+      EXPECT_EQ(WriteGoldenTile(*profile, tile, path), want) << i << " " << RansPathName(path);
+    }
+  }
+}
+
+TEST(GoldenTest, EveryPathReadsTheGoldenIntegers) {
+  const auto profile = TinyProfile();
+  for (int i = 0; i < kGoldenTiles; ++i) {
+    const std::vector<uint8_t> bytes = ReadTestdata("golden_v0_" + std::to_string(i) + ".tile");
+    const GoldenTile want = MakeGoldenTile(*profile, i);
+    for (RansPath path : Paths()) {
+      TileHeader header;
+      ASSERT_TRUE(ReadTileHeader(bytes, 1, &header).ok());
+      GoldenTile got;
+      got.symbol_classes.resize(want.symbol_classes.size());
+      got.symbols.resize(want.symbols.size());
+      const absl::Status status =
+          ReadTile(bytes, header, ModelOf(*profile), want.tokens, &got.layout, &got.classes,
+                   got.symbol_classes.data(), got.symbols.data(), path);
+      ASSERT_TRUE(status.ok()) << i << ": " << status;
+      ASSERT_EQ(got.layout.symbols(), want.layout.symbols());
+      for (int r = 0; r < want.layout.rows(); ++r) {
+        for (int p = 0; p < want.layout.count(r); ++p) {
+          const size_t at = want.layout.offset(r) + p;
+          ASSERT_EQ(got.symbols[at], want.symbols[at]) << i << " row " << r << " place " << p;
+        }
+      }
+    }
+    const auto reference = ReferenceParse(*profile, profile->groups[0], bytes, want.tokens);
+    ASSERT_TRUE(reference.ok()) << i << ": " << reference.status();
+    for (int t = 0; t < want.tokens; ++t) {
+      EXPECT_EQ(reference->amplitude[t], want.classes.amplitude[t]);
+      EXPECT_EQ(reference->step[t], want.classes.step[t]);
+    }
+  }
+}
+
+// Golden errors: what must be refused, whoever reads it.
+TEST(GoldenTest, BrokenTilesAreRefused) {
+  const auto profile = TinyProfile();
+  const std::vector<uint8_t> good = ReadTestdata("golden_v0_0.tile");
+  struct Case {
+    const char* what;
+    size_t at;
+    uint8_t value;
+  };
+  const Case cases[] = {{"mode 2", 0, 2},        {"reserved flag", 1, 0x4c}, {"kcap 9", 1, 0x0f},
+                        {"table set 1", 1, 0x1c}, {"step 2^(4080/8)", 3, 0x0f}, {"groups", 4, 1},
+                        {"groups", 5, 0xff},      {"an exponent", 6, 0xff}};
+  for (const Case& c : cases) {
+    std::vector<uint8_t> bad = good;
+    bad[c.at] = c.value;
+    TileHeader header;
+    absl::Status status = ReadTileHeader(bad, 1, &header);
+    if (status.ok()) {
+      GoldenTile got;
+      got.symbol_classes.resize(SymbolLayout::MaxSymbols(128, 128));
+      got.symbols.resize(got.symbol_classes.size());
+      status = ReadTile(bad, header, ModelOf(*profile), 128, &got.layout, &got.classes,
+                        got.symbol_classes.data(), got.symbols.data());
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << c.what << ": " << status;
+  }
+}
+
+TEST(TileLayoutTest, StepsAreTheNearestFloats) {
+  for (int n = 0; n < 8; ++n) {
+    EXPECT_EQ(EighthOctave(n), static_cast<float>(std::exp2(n / 8.0))) << n;
+  }
+  for (int i = kMinStepExponent; i <= kMaxStepExponent; ++i) {
+    for (int k = -kMaxStepClass; k <= kMaxStepClass; ++k) {
+      const int n = i - 4 * k;
+      EXPECT_EQ(StepOf(i, k), std::ldexp(EighthOctave(n & 7), n >> 3)) << i << " " << k;
+    }
+  }
+}
+
+TEST(TileLayoutTest, ClassesAreTheRoundedLogarithm) {
+  for (int e = -3200; e <= 3200; ++e) {
+    const double exact = std::floor(2.5 * e / 16 + .5) + 16;
+    EXPECT_EQ(CoordinateClass(e, 0), std::max(0.0, std::min(39.0, exact))) << e;
+  }
+}
+
+}  // namespace
+}  // namespace kvcask::fklt
