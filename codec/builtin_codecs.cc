@@ -12,7 +12,8 @@ constexpr CodecEntry kCodecs[] = {
      /*has_quality=*/false, /*lossless=*/true, MakeRawCodec},
     {CodecId::kInt8, "int8", "8 bits an element, an fp16 scale for each token and head",
      /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeInt8Codec},
-    {CodecId::kFklt, "fklt", "a calibrated transform in the Fisher metric, entropy-coded: 10 to 25x",
+    {CodecId::kFklt, "fklt",
+     "a calibrated transform in the Fisher metric, entropy-coded: 10 to 25x",
      /*needs_profile=*/true, /*has_quality=*/true, /*lossless=*/false, MakeFkltCodec},
 };
 

@@ -8,6 +8,13 @@
 //
 // A row whose output is wrong ends the program with status 1. The rows `int8+mean` use a
 // profile of means for K and V, so that keys are un-rotated and rotated again.
+#include <absl/strings/match.h>
+#include <absl/strings/numbers.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+#include <absl/strings/strip.h>
+#include <benchmark/benchmark.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -17,13 +24,6 @@
 #include <random>
 #include <string>
 #include <vector>
-
-#include <absl/strings/match.h>
-#include <absl/strings/numbers.h>
-#include <absl/strings/str_cat.h>
-#include <absl/strings/str_format.h>
-#include <absl/strings/strip.h>
-#include <benchmark/benchmark.h>
 
 #include "codec/base/dtype.h"
 #include "codec/base/geometry_json.h"

@@ -10,15 +10,15 @@
 // Thread-safe: a Codec is immutable; a Workspace belongs to one call at a time.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/strings/string_view.h>
+#include <absl/types/span.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/strings/string_view.h>
-#include <absl/types/span.h>
 
 #include "codec/api/quality.h"
 #include "codec/base/dtype.h"
@@ -52,13 +52,13 @@ struct Certificate {
 struct EncodeJob {
   // in
   int group = 0;
-  int tokens = 0;       // 1..kPageTokens
-  ConstKvView source;   // planes of the group's layers, all heads of the shard
+  int tokens = 0;                        // 1..kPageTokens
+  ConstKvView source;                    // planes of the group's layers, all heads of the shard
   absl::Span<const uint32_t> positions;  // of each token, for RoPE and sinks
   absl::Span<const uint32_t> token_ids;  // of each token, or empty
   Quality quality;
-  absl::Span<uint8_t> destination;       // at least MaxTileBytes(group, tokens)
-  void* device_stream = nullptr;         // CUDA backends: cudaStream_t
+  absl::Span<uint8_t> destination;  // at least MaxTileBytes(group, tokens)
+  void* device_stream = nullptr;    // CUDA backends: cudaStream_t
   // out
   size_t bytes = 0;
   Certificate certificate;
@@ -68,8 +68,8 @@ struct EncodeJob {
 struct DecodeJob {
   // in
   int group = 0;
-  int tokens = 0;                        // of the tile
-  Dtype source_dtype = Dtype::kBf16;     // as it was put (chunk header)
+  int tokens = 0;                     // of the tile
+  Dtype source_dtype = Dtype::kBf16;  // as it was put (chunk header)
   absl::Span<const uint8_t> tile;
   absl::Span<const uint32_t> positions;  // of the tile's tokens, as they were put
   absl::Span<const uint32_t> token_ids;  // of the tile's tokens, or empty
@@ -117,8 +117,8 @@ class Profile;  // codec/profile/profile.h
 
 // What a codec is made from.
 struct CodecSpec {
-  Geometry model;         // the whole model's
-  ShardRange shard;       // this shard's part of it
+  Geometry model;                          // the whole model's
+  ShardRange shard;                        // this shard's part of it
   std::shared_ptr<const Profile> profile;  // null where none was named
 };
 
@@ -128,7 +128,7 @@ struct CodecEntry {
   const char* name;         // "raw"
   const char* description;  // one line
   bool needs_profile;
-  bool has_quality;         // accepts the presets
+  bool has_quality;  // accepts the presets
   bool lossless;
   // FAILED_PRECONDITION when the profile is for another geometry (which number differs).
   absl::StatusOr<std::unique_ptr<Codec>> (*make)(const CodecSpec&);

@@ -1,10 +1,10 @@
 #include "codec/api/jobs.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-
-#include <absl/strings/str_cat.h>
 
 namespace kvcask {
 namespace {
@@ -20,8 +20,8 @@ size_t CountPlanes(const Geometry& g, int layer_begin, int layer_end) {
   return n;
 }
 
-absl::Status CheckCommon(absl::Span<const Group> groups, int group, int tokens,
-                         size_t positions, size_t token_ids) {
+absl::Status CheckCommon(absl::Span<const Group> groups, int group, int tokens, size_t positions,
+                         size_t token_ids) {
   if (group < 0 || static_cast<size_t>(group) >= groups.size()) {
     return Bad("group ", group, "; expected 0 to ", groups.size(), " - 1");
   }
@@ -79,10 +79,10 @@ absl::string_view StreamName(StreamKind kind) {
   return kind == StreamKind::kK ? "K" : kind == StreamKind::kV ? "V" : "latent";
 }
 
-absl::Status CheckEncodeJob(const Geometry& g, absl::Span<const Group> groups,
-                            const EncodeJob& job, size_t max_tile_bytes) {
-  absl::Status s = CheckCommon(groups, job.group, job.tokens, job.positions.size(),
-                               job.token_ids.size());
+absl::Status CheckEncodeJob(const Geometry& g, absl::Span<const Group> groups, const EncodeJob& job,
+                            size_t max_tile_bytes) {
+  absl::Status s =
+      CheckCommon(groups, job.group, job.tokens, job.positions.size(), job.token_ids.size());
   if (!s.ok()) return s;
   const Group& group = groups[job.group];
   s = CheckView(job.source, CountPlanes(g, group.layer_begin, group.layer_end), job.tokens);
@@ -95,8 +95,8 @@ absl::Status CheckEncodeJob(const Geometry& g, absl::Span<const Group> groups,
 
 absl::Status CheckDecodeJob(const Geometry& g, absl::Span<const Group> groups,
                             const DecodeJob& job) {
-  absl::Status s = CheckCommon(groups, job.group, job.tokens, job.positions.size(),
-                               job.token_ids.size());
+  absl::Status s =
+      CheckCommon(groups, job.group, job.tokens, job.positions.size(), job.token_ids.size());
   if (!s.ok()) return s;
   if (job.token_begin < 0 || job.token_begin > job.token_end || job.token_end > job.tokens) {
     return Bad("tokens ", job.token_begin, " to ", job.token_end, " of a tile of ", job.tokens);

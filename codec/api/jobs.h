@@ -3,9 +3,9 @@
 // Thread-safe: pure functions.
 #pragma once
 
-#include <vector>
-
 #include <absl/status/status.h>
+
+#include <vector>
 
 #include "codec/api/codec.h"
 
@@ -29,8 +29,8 @@ absl::string_view StreamName(StreamKind kind);  // "K", "V", "latent"
 
 // INVALID_ARGUMENT says which number of the job does not fit: group, tokens, count of
 // planes, of positions, of token ids, of destination bytes (`max_tile_bytes`).
-absl::Status CheckEncodeJob(const Geometry& g, absl::Span<const Group> groups,
-                            const EncodeJob& job, size_t max_tile_bytes);
+absl::Status CheckEncodeJob(const Geometry& g, absl::Span<const Group> groups, const EncodeJob& job,
+                            size_t max_tile_bytes);
 // The same for decoding: ranges inside tile and group, planes, positions, and that no
 // position leaves 0..2^32 - 1 by its offset.
 absl::Status CheckDecodeJob(const Geometry& g, absl::Span<const Group> groups,

@@ -19,8 +19,8 @@ absl::string_view QualityName(Quality q) {
 }
 
 absl::StatusOr<Quality> ParseQuality(absl::string_view name) {
-  for (Quality q : {Quality::kDefault, Quality::kNearLossless, Quality::kBalanced,
-                    Quality::kCompact}) {
+  for (Quality q :
+       {Quality::kDefault, Quality::kNearLossless, Quality::kBalanced, Quality::kCompact}) {
     if (QualityName(q) == name) return q;
   }
   return absl::InvalidArgumentError(absl::StrCat(

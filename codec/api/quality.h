@@ -1,10 +1,10 @@
 // The dial: how much predicted loss a session accepts.
 #pragma once
 
-#include <cstdint>
-
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
+
+#include <cstdint>
 
 namespace kvcask {
 
@@ -17,7 +17,7 @@ enum class Quality : uint8_t {
   kCompact = 3,       // about .009
 };
 
-absl::string_view QualityName(Quality q);  // "", "near_lossless", ...
+absl::string_view QualityName(Quality q);                      // "", "near_lossless", ...
 absl::StatusOr<Quality> ParseQuality(absl::string_view name);  // INVALID_ARGUMENT lists them
 
 }  // namespace kvcask

@@ -6,8 +6,8 @@ namespace kvcask {
 namespace {
 
 TEST(QualityTest, NamesParseToWhatTheyName) {
-  for (Quality q : {Quality::kDefault, Quality::kNearLossless, Quality::kBalanced,
-                    Quality::kCompact}) {
+  for (Quality q :
+       {Quality::kDefault, Quality::kNearLossless, Quality::kBalanced, Quality::kCompact}) {
     ASSERT_TRUE(ParseQuality(QualityName(q)).ok());
     EXPECT_EQ(*ParseQuality(QualityName(q)), q);
   }

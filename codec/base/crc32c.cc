@@ -1,9 +1,9 @@
 #include "codec/base/crc32c.h"
 
+#include <isa-l/crc.h>
+
 #include <algorithm>
 #include <cstring>
-
-#include <isa-l/crc.h>
 
 namespace kvcask {
 namespace {

@@ -4,10 +4,10 @@
 // Thread-safe: pure functions.
 #pragma once
 
+#include <absl/types/span.h>
+
 #include <cstddef>
 #include <cstdint>
-
-#include <absl/types/span.h>
 
 namespace kvcask {
 

@@ -1,11 +1,11 @@
 #include "codec/base/crc32c.h"
 
+#include <gtest/gtest.h>
+
 #include <cstring>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 namespace kvcask {
 namespace {
@@ -27,7 +27,7 @@ absl::Span<const uint8_t> Bytes(const std::string& s) {
 TEST(Crc32cTest, MatchesPublishedVectors) {
   EXPECT_EQ(Crc32c({}), 0u);
   EXPECT_EQ(Crc32c(Bytes("123456789")), 0xe3069283u);
-  EXPECT_EQ(Crc32c(Bytes(std::string(32, '\0'))), 0x8a9136aau);   // RFC 3720 B.4
+  EXPECT_EQ(Crc32c(Bytes(std::string(32, '\0'))), 0x8a9136aau);  // RFC 3720 B.4
   EXPECT_EQ(Crc32c(Bytes(std::string(32, '\xff'))), 0x62a8ab43u);
 }
 

@@ -3,11 +3,11 @@
 // Thread-safe: pure functions.
 #pragma once
 
+#include <absl/strings/string_view.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-
-#include <absl/strings/string_view.h>
 
 namespace kvcask {
 

@@ -1,11 +1,11 @@
 #include "codec/base/dtype.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <limits>
 #include <random>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 namespace kvcask {
 namespace {
@@ -54,7 +54,10 @@ uint16_t SlowNearestF16(float f) {
   int low = 0, high = 0x7bff;
   while (low < high) {  // the last half that is <= x
     const int mid = (low + high + 1) / 2;
-    if (SlowF16(mid) <= x) low = mid; else high = mid - 1;
+    if (SlowF16(mid) <= x)
+      low = mid;
+    else
+      high = mid - 1;
   }
   if (low == 0x7bff) return sign | low;
   const double below = x - SlowF16(low), above = SlowF16(low + 1) - x;
@@ -101,8 +104,9 @@ TEST(DtypeTest, RowsEqualElementByElementConversionAtAnyStrideAndAddress) {
       for (auto& b : memory) b = rng();
       const size_t n = rng() % 200;
       const int64_t size = DtypeSize(d);
-      const int64_t stride = round % 3 == 0 ? size : round % 3 == 1 ? -size - rng() % 9
-                                                                     : size + rng() % 9;
+      const int64_t stride = round % 3 == 0   ? size
+                             : round % 3 == 1 ? -size - rng() % 9
+                                              : size + rng() % 9;
       const uint8_t* p = memory.data() + (stride < 0 ? 4096 : rng() % 5);
       std::vector<float> row(n);
       LoadRow(p, stride, d, n, row.data());
@@ -113,8 +117,8 @@ TEST(DtypeTest, RowsEqualElementByElementConversionAtAnyStrideAndAddress) {
       for (auto& f : row) f = FloatOf(rng());
       StoreRow(row.data(), n, d, stored.data() + (p - memory.data()), stride);
       for (size_t i = 0; i < n; ++i) {
-        StoreElement(row[i], d, expected.data() + (p - memory.data()) +
-                                    static_cast<int64_t>(i) * stride);
+        StoreElement(row[i], d,
+                     expected.data() + (p - memory.data()) + static_cast<int64_t>(i) * stride);
       }
       ASSERT_EQ(stored, expected);
     }

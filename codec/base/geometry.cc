@@ -1,12 +1,12 @@
 #include "codec/base/geometry.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <absl/types/span.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "codec/base/sha256.h"
 
@@ -31,12 +31,12 @@ absl::Status ValidateRope(size_t layer, const Rope& rope, int head_dim) {
     return BadLayer(layer, "unknown rope style ", static_cast<int>(rope.style));
   }
   if (rope.dims < 2 || rope.dims % 2 != 0 || rope.dims > head_dim) {
-    return BadLayer(layer, "rope dims ", rope.dims, "; expected an even number from 2 to the keys' ",
-                    "head_dim ", head_dim);
+    return BadLayer(layer, "rope dims ", rope.dims,
+                    "; expected an even number from 2 to the keys' ", "head_dim ", head_dim);
   }
   if (rope.inv_freq.size() != static_cast<size_t>(rope.dims) / 2) {
-    return BadLayer(layer, rope.inv_freq.size(), " inverse frequencies; expected rope dims / 2 = ",
-                    rope.dims / 2);
+    return BadLayer(layer, rope.inv_freq.size(),
+                    " inverse frequencies; expected rope dims / 2 = ", rope.dims / 2);
   }
   for (size_t i = 0; i < rope.inv_freq.size(); ++i) {
     if (!std::isfinite(rope.inv_freq[i])) {
@@ -163,8 +163,8 @@ int MostHeads(const Geometry& g) {
 
 absl::Status Geometry::Validate() const {
   if (layers.empty() || layers.size() > static_cast<size_t>(kMaxLayers)) {
-    return absl::InvalidArgumentError(absl::StrCat("geometry: ", layers.size(),
-                                                   " layers; expected 1 to ", kMaxLayers));
+    return absl::InvalidArgumentError(
+        absl::StrCat("geometry: ", layers.size(), " layers; expected 1 to ", kMaxLayers));
   }
   for (size_t i = 0; i < layers.size(); ++i) {
     if (absl::Status s = ValidateLayer(*this, i); !s.ok()) return s;
@@ -281,8 +281,7 @@ std::string DescribeGeometryDifference(const Geometry& a, const Geometry& b,
     if (differ("rope style", static_cast<int>(x.rope.style), static_cast<int>(y.rope.style)) ||
         differ("rope dims", x.rope.dims, y.rope.dims) ||
         differ("inverse frequencies", x.rope.inv_freq.size(), y.rope.inv_freq.size()) ||
-        differ("attention scale", Digits(x.rope.attention_scale),
-               Digits(y.rope.attention_scale))) {
+        differ("attention scale", Digits(x.rope.attention_scale), Digits(y.rope.attention_scale))) {
       return where;
     }
     for (size_t i = 0; i < x.rope.inv_freq.size(); ++i) {

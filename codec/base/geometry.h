@@ -5,13 +5,13 @@
 // layer by layer, K before V. Shared layers have none.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
 #include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
 
 namespace kvcask {
 

@@ -1,14 +1,14 @@
 #include "codec/base/geometry_json.h"
 
-#include <cmath>
-#include <cstdlib>
-#include <limits>
-#include <utility>
-
 #include <absl/strings/escaping.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace kvcask {
 namespace {
@@ -32,8 +32,8 @@ struct Name {
   const char* text;
   int value;
 };
-constexpr Name kLayerKinds[] = {{"full", 1}, {"sliding", 2}, {"chunked", 3}, {"shared", 4},
-                                {"latent", 5}};
+constexpr Name kLayerKinds[] = {
+    {"full", 1}, {"sliding", 2}, {"chunked", 3}, {"shared", 4}, {"latent", 5}};
 constexpr Name kStreamKinds[] = {{"k", 1}, {"v", 2}, {"latent", 3}};
 constexpr Name kRopeStyles[] = {{"none", 0}, {"rotate_half", 1}, {"interleaved", 2}};
 constexpr Name kDtypes[] = {{"bf16", 1}, {"f16", 2}, {"f32", 3}};
@@ -196,8 +196,7 @@ absl::StatusOr<Rope> ReadRope(const json& object, const std::string& where) {
   return rope;
 }
 
-absl::StatusOr<LayerGeometry> ReadLayer(const json& object, const std::string& where,
-                                        int* repeat) {
+absl::StatusOr<LayerGeometry> ReadLayer(const json& object, const std::string& where, int* repeat) {
   Fields f(object, where);
   LayerGeometry layer;
   *repeat = f.Int("repeat", 1, kMaxLayers);
@@ -248,9 +247,8 @@ ordered_json LayerToJson(const LayerGeometry& layer, int repeat) {
   if (layer.window != 0) out["window"] = layer.window;
   if (layer.kind == LayerKind::kShared) out["shared_with"] = layer.shared_with;
   for (const StreamGeometry& s : layer.streams) {
-    out["streams"].push_back({{"kind", NameOf(kStreamKinds, s.kind)},
-                              {"heads", s.heads},
-                              {"head_dim", s.head_dim}});
+    out["streams"].push_back(
+        {{"kind", NameOf(kStreamKinds, s.kind)}, {"heads", s.heads}, {"head_dim", s.head_dim}});
   }
   if (layer.rope.style == RopeStyle::kNone) return out;
   ordered_json& rope = out["rope"];
@@ -335,14 +333,16 @@ absl::Status CheckRopeScaling(absl::string_view scaling) {
   static constexpr struct {
     const char* name;
     const char* title;
-  } kRefused[] = {{"longrope", "LongRoPE"},      {"su", "LongRoPE"},
-                  {"dynamic", "dynamic NTK"},    {"dynamic_ntk", "dynamic NTK"},
+  } kRefused[] = {{"longrope", "LongRoPE"},
+                  {"su", "LongRoPE"},
+                  {"dynamic", "dynamic NTK"},
+                  {"dynamic_ntk", "dynamic NTK"},
                   {"mrope", "mRoPE"}};
   for (const auto& r : kRefused) {
     if (scaling == r.name) {
-      return absl::UnimplementedError(absl::StrCat(
-          "RoPE scaling ", Quoted(scaling), " (", r.title,
-          ") is not supported: its frequencies change with length or modality"));
+      return absl::UnimplementedError(
+          absl::StrCat("RoPE scaling ", Quoted(scaling), " (", r.title,
+                       ") is not supported: its frequencies change with length or modality"));
     }
   }
   return Bad("RoPE scaling ", Quoted(scaling), "; expected none, yarn or llama3");

@@ -7,12 +7,12 @@
 // Thread-safe: pure functions.
 #pragma once
 
-#include <map>
-#include <string>
-
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
+
+#include <map>
+#include <string>
 
 #include "codec/base/dtype.h"
 #include "codec/base/geometry.h"

@@ -1,9 +1,9 @@
 #include "codec/base/geometry_json.h"
 
-#include <cmath>
-
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 namespace kvcask {
 namespace {
@@ -35,7 +35,8 @@ testing::AssertionResult Refused(const std::string& text, const std::string& why
 
 std::string WithRope(const std::string& rope) {
   return R"({"layers":[{"streams":[{"kind":"k","heads":1,"head_dim":8},)"
-         R"({"kind":"v","heads":1,"head_dim":8}],"rope":)" + rope + "}]}";
+         R"({"kind":"v","heads":1,"head_dim":8}],"rope":)" +
+         rope + "}]}";
 }
 
 TEST(GeometryJsonTest, WhatIsWrittenIsReadBackTheSame) {
@@ -51,8 +52,7 @@ TEST(GeometryJsonTest, WhatIsWrittenIsReadBackTheSame) {
 TEST(GeometryJsonTest, ThetaMeansTheTextbookFrequencies) {
   const auto g = GeometryFromJson(WithRope(R"({"style":"rotate_half","dims":8,"theta":1e4})"));
   ASSERT_TRUE(g.ok()) << g.status();
-  EXPECT_EQ(g->layers[0].rope.inv_freq,
-            StandardRope(RopeStyle::kRotateHalf, 8, 1e4).inv_freq);
+  EXPECT_EQ(g->layers[0].rope.inv_freq, StandardRope(RopeStyle::kRotateHalf, 8, 1e4).inv_freq);
   EXPECT_FLOAT_EQ(g->layers[0].rope.inv_freq[3], std::pow(1e4, -0.75));
 }
 
@@ -65,7 +65,8 @@ TEST(GeometryJsonTest, ScalingsWhoseFrequenciesChangeAreRefusedByName) {
   EXPECT_TRUE(Refused(WithRope(begin + "magic\"}"), "\"magic\"; expected"));
   EXPECT_TRUE(GeometryFromJson(WithRope(begin + "yarn\",\"attention_scale\":1.2}")).ok());
   EXPECT_TRUE(Refused(WithRope(R"({"style":"rotate_half","dims":8,"theta":1e4,)"
-                               R"("scaling":"llama3"})"), "needs inv_freq"));
+                               R"("scaling":"llama3"})"),
+                      "needs inv_freq"));
 }
 
 TEST(GeometryJsonTest, WhatIsNotUnderstoodIsRefused) {
@@ -78,10 +79,10 @@ TEST(GeometryJsonTest, WhatIsNotUnderstoodIsRefused) {
   EXPECT_TRUE(Refused(R"({"layers":[{"repeat":2000}]})", "expected a whole number"));
   EXPECT_TRUE(Refused(R"({"layers":[{"repeat":0}]})", "repeat 0"));
   EXPECT_TRUE(Refused(R"({"layers":[{"window":-1}]})", "layers[0].window"));
-  EXPECT_TRUE(Refused(WithRope(R"({"style":"rotate_half","dims":2,"inv_freq":[1e300]})"),
-                      "within fp32"));
-  EXPECT_TRUE(Refused(WithRope(R"({"style":"rotate_half","dims":2,"inv_freq":["1"]})"),
-                      "within fp32"));
+  EXPECT_TRUE(
+      Refused(WithRope(R"({"style":"rotate_half","dims":2,"inv_freq":[1e300]})"), "within fp32"));
+  EXPECT_TRUE(
+      Refused(WithRope(R"({"style":"rotate_half","dims":2,"inv_freq":["1"]})"), "within fp32"));
   EXPECT_TRUE(Refused(WithRope(R"({"style":"rotate_half","dims":2,"theta":0})"), "theta"));
   EXPECT_TRUE(Refused(WithRope(R"({"style":"rotate_half","dims":2,"theta":2,"inv_freq":[1]})"),
                       "both theta and inv_freq"));
@@ -91,10 +92,18 @@ TEST(GeometryJsonTest, WhatIsNotUnderstoodIsRefused) {
 }
 
 std::map<std::string, std::string> Plain() {
-  return {{"model", "m"},        {"layers", "24"},         {"kv_heads", "2"},
-          {"q_heads", "14"},     {"head_dim", "64"},       {"tokens", "512"},
-          {"rope", "rotate_half"}, {"rope_theta", "1000000.0"}, {"rope_dim", "64"},
-          {"first_position", "5"}, {"layout", "[kv_head][token][head_dim]"}, {"dtype", "bf16"}};
+  return {{"model", "m"},
+          {"layers", "24"},
+          {"kv_heads", "2"},
+          {"q_heads", "14"},
+          {"head_dim", "64"},
+          {"tokens", "512"},
+          {"rope", "rotate_half"},
+          {"rope_theta", "1000000.0"},
+          {"rope_dim", "64"},
+          {"first_position", "5"},
+          {"layout", "[kv_head][token][head_dim]"},
+          {"dtype", "bf16"}};
 }
 
 TEST(CacheMetadataTest, PlainKeysDescribeAUniformModel) {
@@ -129,12 +138,20 @@ TEST(CacheMetadataTest, LayersThatDifferTravelAsGeometry) {
 }
 
 TEST(CacheMetadataTest, EveryWrongKeyIsNamed) {
-  for (const auto& [key, value] : std::map<std::string, std::string>{
-           {"layers", "0"},        {"layers", "x"},      {"kv_heads", "1025"},
-           {"head_dim", "-1"},     {"tokens", "1e9"},    {"rope", "sideways"},
-           {"rope_theta", "nan"},  {"rope_dim", "65"},   {"first_position", "4294967295"},
-           {"layout", "[token]"},  {"dtype", "f8"},      {"rope_scaling", "weird"},
-           {"geometry", "{"}}) {
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>{{"layers", "0"},
+                                          {"layers", "x"},
+                                          {"kv_heads", "1025"},
+                                          {"head_dim", "-1"},
+                                          {"tokens", "1e9"},
+                                          {"rope", "sideways"},
+                                          {"rope_theta", "nan"},
+                                          {"rope_dim", "65"},
+                                          {"first_position", "4294967295"},
+                                          {"layout", "[token]"},
+                                          {"dtype", "f8"},
+                                          {"rope_scaling", "weird"},
+                                          {"geometry", "{"}}) {
     auto metadata = Plain();
     metadata[key] = value;
     const absl::Status s = ParseCacheMetadata(metadata).status();

@@ -1,14 +1,16 @@
 #include "codec/base/geometry.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <limits>
-
-#include <gtest/gtest.h>
 
 namespace kvcask {
 namespace {
 
-Geometry Llama() { return UniformGeometry(4, 2, 64, StandardRope(RopeStyle::kRotateHalf, 64, 1e4)); }
+Geometry Llama() {
+  return UniformGeometry(4, 2, 64, StandardRope(RopeStyle::kRotateHalf, 64, 1e4));
+}
 
 testing::AssertionResult RefusedWith(const Geometry& g, const std::string& text) {
   const absl::Status s = g.Validate();
@@ -91,7 +93,8 @@ TEST(GeometryTest, TheFingerprintIsTheSameForever) {
   g.layers[1].rope.inv_freq = {1, 0.5};
   g.layers[1].rope.attention_scale = 1.25;
   ASSERT_TRUE(g.Validate().ok());
-  EXPECT_EQ(ToHex(g.ComputeFingerprint()), "d1b7ac94a4a3e21b48d1362310d0738e592b492af627837d974f7466383da383");
+  EXPECT_EQ(ToHex(g.ComputeFingerprint()),
+            "d1b7ac94a4a3e21b48d1362310d0738e592b492af627837d974f7466383da383");
 }
 
 TEST(GeometryTest, EveryNumberChangesTheFingerprint) {
@@ -140,8 +143,12 @@ TEST(SliceGeometryTest, TakesLayersAndHeadsOfTheShard) {
   EXPECT_EQ(g->layers[3].shared_with, 1);
   EXPECT_TRUE(g->Validate().ok());
   EXPECT_FALSE(SliceGeometry(model, {1, 2, 4, 6, 4, 8}).ok()) << "cut from its source";
-  for (ShardRange bad : {ShardRange{0, 0, 0, 6, 0, 8}, {2, 2, 0, 6, 0, 8}, {0, 1, 0, 7, 0, 8},
-                         {0, 1, 3, 3, 0, 8}, {0, 1, 0, 6, 0, 9}, {0, 1, 0, 6, -1, 8}}) {
+  for (ShardRange bad : {ShardRange{0, 0, 0, 6, 0, 8},
+                         {2, 2, 0, 6, 0, 8},
+                         {0, 1, 0, 7, 0, 8},
+                         {0, 1, 3, 3, 0, 8},
+                         {0, 1, 0, 6, 0, 9},
+                         {0, 1, 0, 6, -1, 8}}) {
     EXPECT_EQ(SliceGeometry(model, bad).status().code(), absl::StatusCode::kInvalidArgument);
   }
 }

@@ -8,7 +8,6 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "codec/base/row_kernels.cc"
 #include <hwy/foreach_target.h>  // compiles what follows once for each target
-
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -102,8 +101,8 @@ void FloatToBf16Row(const float* src, size_t n, uint8_t* dst) {
     const auto high = hn::ShiftRight<16>(bits);
     const auto carry = hn::Add(half, hn::And(high, one));
     const auto rounded = hn::ShiftRight<16>(hn::Add(bits, carry));
-    const auto nan = hn::RebindMask(
-        u32, hn::Gt(hn::And(hn::BitCast(d32, bits), magnitude), infinity));
+    const auto nan =
+        hn::RebindMask(u32, hn::Gt(hn::And(hn::BitCast(d32, bits), magnitude), infinity));
     const auto out = hn::IfThenElse(nan, hn::Or(high, quiet), rounded);
     hn::StoreU(hn::DemoteTo(d16, hn::BitCast(d32, out)), d16,
                reinterpret_cast<uint16_t*>(dst + 2 * i));

@@ -1,12 +1,12 @@
 #include "codec/base/row_kernels.h"
 
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
-
-#include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include "codec/base/dtype.h"
 
@@ -94,7 +94,8 @@ TEST_P(RowKernelsTest, TheLargestMagnitudeIsFoundWhereverItIs) {
 TEST_P(RowKernelsTest, QuantisingRoundsToNearestEvenAndBack) {
   SCOPED_TRACE(testing::Message() << "seed " << seed_);
   for (int round = 0; round < 300; ++round) {
-    const float scale = std::ldexp(1.f + (rng_() % 1024) / 1024.f, static_cast<int>(rng_() % 20) - 10);
+    const float scale =
+        std::ldexp(1.f + (rng_() % 1024) / 1024.f, static_cast<int>(rng_() % 20) - 10);
     const float inverse = 1 / scale;
     std::vector<float> x(rng_() % 70);
     for (float& f : x) {

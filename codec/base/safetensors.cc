@@ -1,12 +1,12 @@
 #include "codec/base/safetensors.h"
 
-#include <algorithm>
-#include <set>
-#include <utility>
-
 #include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
+
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
 
 #include "codec/base/checked_math.h"
 
@@ -216,8 +216,8 @@ absl::Status CheckTensors(uint64_t file_bytes, SafetensorsHeader* header) {
                  expected, " for its dtype and shape");
     }
     if (t.offset > data_bytes || t.bytes > data_bytes - t.offset) {
-      return Bad("tensor ", Quoted(name), ": data_offsets ", t.offset, " to ",
-                 t.offset + t.bytes, " leave the file; expected at most ", data_bytes);
+      return Bad("tensor ", Quoted(name), ": data_offsets ", t.offset, " to ", t.offset + t.bytes,
+                 " leave the file; expected at most ", data_bytes);
     }
     t.offset += header->data_offset;
   }
@@ -313,9 +313,8 @@ absl::Status SafetensorsWriter::Begin() {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata_.empty()) header["__metadata__"] = metadata_;
   for (const auto& [name, t] : tensors_) {
-    header[name] = {{"dtype", t.dtype},
-                    {"shape", t.shape},
-                    {"data_offsets", {t.offset, t.offset + t.bytes}}};
+    header[name] = {
+        {"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {t.offset, t.offset + t.bytes}}};
   }
   std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -330,8 +329,7 @@ absl::Status SafetensorsWriter::Begin() {
 absl::Status SafetensorsWriter::Write(absl::Span<const uint8_t> bytes) {
   if (bytes.size() > declared_bytes_ - written_bytes_) {
     return absl::OutOfRangeError(absl::StrCat("safetensors: ", bytes.size(), " bytes after ",
-                                              written_bytes_, "; declared were ",
-                                              declared_bytes_));
+                                              written_bytes_, "; declared were ", declared_bytes_));
   }
   written_bytes_ += bytes.size();
   return sink_(bytes);

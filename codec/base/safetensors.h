@@ -10,16 +10,16 @@
 // Thread-safe: values and pure functions; a writer belongs to one thread.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/types/span.h>
+
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
-#include <absl/strings/string_view.h>
-#include <absl/types/span.h>
 
 namespace kvcask {
 

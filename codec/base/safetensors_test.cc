@@ -1,10 +1,10 @@
 #include "codec/base/safetensors.h"
 
-#include <cstring>
-#include <random>
-
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
 
 namespace kvcask {
 namespace {
@@ -73,7 +73,8 @@ TEST(SafetensorsTest, AHeaderThatIsTooLargeIsRefusedBeforeItIsRead) {
   const absl::Status s = ParseSafetensorsHeader(file, uint64_t{1} << 40).status();
   EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(s.message().find("header of 1073741824 bytes at byte 0; expected at most 67108864"),
-            absl::string_view::npos) << s;
+            absl::string_view::npos)
+      << s;
   const uint64_t all = ~uint64_t{0};
   std::memcpy(file.data(), &all, 8);
   EXPECT_FALSE(Parse(file).ok());
@@ -100,14 +101,13 @@ TEST(SafetensorsTest, EveryOddityInTheHeaderIsNamed) {
                       "unknown dtype \"Q8\""));
   EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[-4],"data_offsets":[0,4]}})", 4,
                       "negative number -4"));
-  EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[4.5],"data_offsets":[0,4]}})", 4,
-                      "a fraction"));
-  EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[[4]],"data_offsets":[0,4]}})", 4,
-                      "an array"));
-  EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}})",
-                      4, "more than 8 dimensions"));
-  EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}})", 4,
-                      "not [begin, end]"));
+  EXPECT_TRUE(
+      Refused(R"({"t":{"dtype":"U8","shape":[4.5],"data_offsets":[0,4]}})", 4, "a fraction"));
+  EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[[4]],"data_offsets":[0,4]}})", 4, "an array"));
+  EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}})", 4,
+                      "more than 8 dimensions"));
+  EXPECT_TRUE(
+      Refused(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}})", 4, "not [begin, end]"));
   EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[0,4,8]}})", 4,
                       "more than two data_offsets"));
   EXPECT_TRUE(Refused(R"({"__metadata__":{"a":1}})", 4, "found a number, expected a string"));
@@ -120,11 +120,14 @@ TEST(SafetensorsTest, TensorsMustLieInTheFileAndApart) {
   EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[1,5]}})", 4,
                       "leave the file; expected at most 4"));
   EXPECT_TRUE(Refused(R"({"t":{"dtype":"U8","shape":[4],"data_offsets":[18446744073709551611,)"
-                      R"(18446744073709551615]}})", 4, "leave the file"));
+                      R"(18446744073709551615]}})",
+                      4, "leave the file"));
   EXPECT_TRUE(Refused(R"({"t":{"dtype":"F32","shape":[4611686018427387904,4,4],)"
-                      R"("data_offsets":[0,0]}})", 4, "overflows 64 bits"));
+                      R"("data_offsets":[0,0]}})",
+                      4, "overflows 64 bits"));
   EXPECT_TRUE(Refused(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},)"
-                      R"("b":{"dtype":"U8","shape":[4],"data_offsets":[3,7]}})", 8, "overlap"));
+                      R"("b":{"dtype":"U8","shape":[4],"data_offsets":[3,7]}})",
+                      8, "overlap"));
 }
 
 TEST(SafetensorsTest, NestingAndRandomDamageNeverCrash) {

@@ -1,8 +1,8 @@
 #include "codec/base/sha256.h"
 
-#include <cstdlib>
-
 #include <openssl/evp.h>
+
+#include <cstdlib>
 
 namespace kvcask {
 

@@ -1,10 +1,10 @@
 // SHA-256, for fingerprints. Thread-safe: a pure function.
 #pragma once
 
+#include <absl/types/span.h>
+
 #include <array>
 #include <cstdint>
-
-#include <absl/types/span.h>
 
 namespace kvcask {
 

@@ -5,9 +5,9 @@
 // A view owns nothing; what it points to must outlive it.
 #pragma once
 
-#include <cstdint>
-
 #include <absl/types/span.h>
+
+#include <cstdint>
 
 #include "codec/base/dtype.h"
 

@@ -1,12 +1,12 @@
 #include "codec/format/chunk.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-
-#include <absl/strings/str_cat.h>
 
 #include "codec/base/checked_math.h"
 #include "codec/base/crc32c.h"
@@ -222,8 +222,8 @@ absl::Status ReadVariable(absl::Span<const uint8_t> bytes, uint8_t flags, const 
   return absl::OkStatus();
 }
 
-absl::Status ReadDirectory(absl::Span<const uint8_t> bytes, const Layout& layout,
-                           uint32_t groups, ChunkView* view) {
+absl::Status ReadDirectory(absl::Span<const uint8_t> bytes, const Layout& layout, uint32_t groups,
+                           ChunkView* view) {
   Reader r(bytes.data() + layout.directory);
   size_t end = layout.header;  // of the tile before
   const size_t limit = bytes.size() - kCrcBytes;

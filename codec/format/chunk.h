@@ -8,13 +8,13 @@
 // is in the directory, that of everything at the end.
 #pragma once
 
-#include <cstdint>
-#include <optional>
-#include <vector>
-
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 #include <absl/types/span.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "codec/api/codec.h"
 
@@ -25,19 +25,19 @@ struct ChunkHeader {
   Quality quality = Quality::kDefault;
   Dtype dtype = Dtype::kBf16;
   ShardRange shard;
-  Fingerprint geometry{};               // of the whole model
+  Fingerprint geometry{};  // of the whole model
   std::optional<Fingerprint> profile;
-  uint64_t token_begin = 0;             // index in the session; a multiple of kPageTokens
-  int tokens = 0;                       // 1..kPageTokens
-  std::vector<uint32_t> positions;      // `tokens` of them; 4 bytes when consecutive
-  std::vector<uint32_t> token_ids;      // `tokens` of them, or none
+  uint64_t token_begin = 0;         // index in the session; a multiple of kPageTokens
+  int tokens = 0;                   // 1..kPageTokens
+  std::vector<uint32_t> positions;  // `tokens` of them; 4 bytes when consecutive
+  std::vector<uint32_t> token_ids;  // `tokens` of them, or none
 };
 
 struct TileEntry {
   int group = 0;
-  int token_begin = 0;       // within the chunk: sliding layers may lack the oldest
-  int tokens = 0;            // 0: nothing was put for this group
-  uint64_t offset = 0;       // of its bytes, from the chunk's first
+  int token_begin = 0;  // within the chunk: sliding layers may lack the oldest
+  int tokens = 0;       // 0: nothing was put for this group
+  uint64_t offset = 0;  // of its bytes, from the chunk's first
   uint64_t bytes = 0;
   uint32_t crc32c = 0;
   Certificate certificate;

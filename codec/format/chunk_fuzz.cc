@@ -13,9 +13,7 @@ void Check(bool holds) {
   if (!holds) std::abort();
 }
 
-void Store(std::vector<uint8_t>& bytes, size_t at, uint32_t v) {
-  std::memcpy(&bytes[at], &v, 4);
-}
+void Store(std::vector<uint8_t>& bytes, size_t at, uint32_t v) { std::memcpy(&bytes[at], &v, 4); }
 
 // Makes size and checksums right, as far as the header tells where they are: a mutation
 // alone would never get past them.

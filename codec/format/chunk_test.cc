@@ -1,11 +1,11 @@
 #include "codec/format/chunk.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
-
-#include <gtest/gtest.h>
 
 #include "codec/base/crc32c.h"
 
@@ -92,8 +92,8 @@ TEST(ChunkTest, WhatIsBuiltIsParsedBack) {
         EXPECT_EQ(view->tiles[g].token_begin, s.tiles[g].token_begin);
         EXPECT_EQ(view->tiles[g].certificate.predicted_kld, g * 0.125 - 1);
         EXPECT_EQ(view->tiles[g].offset % 16, 0u);
-        EXPECT_TRUE(std::equal(view->tile(g).begin(), view->tile(g).end(),
-                               s.tiles[g].bytes.begin(), s.tiles[g].bytes.end()));
+        EXPECT_TRUE(std::equal(view->tile(g).begin(), view->tile(g).end(), s.tiles[g].bytes.begin(),
+                               s.tiles[g].bytes.end()));
         EXPECT_TRUE(VerifyTile(*view, g).ok());
       }
     }
@@ -149,9 +149,8 @@ TEST(ChunkTest, FieldsAreCheckedEvenWhereTheCrcIsRight) {
     std::copy(bytes.begin(), bytes.end(), bad.begin() + at);
     FixHeaderCrc(bad, covered);
     const absl::Status status = ParseChunk(bad, Verify::kHeaderOnly).status();
-    return status.code() == code
-               ? testing::AssertionSuccess()
-               : testing::AssertionFailure() << "byte " << at << ": " << status;
+    return status.code() == code ? testing::AssertionSuccess()
+                                 : testing::AssertionFailure() << "byte " << at << ": " << status;
   };
   const auto loss = absl::StatusCode::kDataLoss, unknown = absl::StatusCode::kUnimplemented;
   EXPECT_TRUE(refused(0, {'X'}, loss));

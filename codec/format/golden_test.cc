@@ -2,12 +2,12 @@
 // to the byte. After a change of version 0 that is meant, write them anew:
 //   KVCASK_UPDATE_GOLDEN=$PWD/codec/format/testdata bazel-run this test, and say why in the
 //   change log of FORMAT.md.
+#include <gtest/gtest.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
-
-#include <gtest/gtest.h>
 
 #include "codec/builtin_codecs.h"
 #include "codec/format/chunk.h"
@@ -112,9 +112,7 @@ absl::Status DecodeTile(const Codec& codec, const ChunkView& chunk, int i, TestC
 
 class GoldenTest : public testing::TestWithParam<const char*> {
  protected:
-  std::string path() const {
-    return std::string("codec/format/testdata/") + GetParam() + ".chunk";
-  }
+  std::string path() const { return std::string("codec/format/testdata/") + GetParam() + ".chunk"; }
 };
 
 TEST_P(GoldenTest, TheSameChunkIsWrittenToTheByte) {

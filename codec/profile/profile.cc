@@ -1,9 +1,9 @@
 #include "codec/profile/profile.h"
 
-#include <utility>
-
 #include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
+
+#include <utility>
 
 #include "codec/base/geometry_json.h"
 #include "codec/base/safetensors.h"
@@ -52,8 +52,8 @@ absl::StatusOr<std::shared_ptr<const Profile>> Profile::Parse(std::vector<uint8_
   std::string version;
   if (absl::Status s = Take(header->metadata, kVersionKey, &version); !s.ok()) return s;
   if (version != kVersion) {
-    return absl::UnimplementedError(absl::StrCat("profile: version ", Quoted(version),
-                                                 "; expected \"", kVersion, "\""));
+    return absl::UnimplementedError(
+        absl::StrCat("profile: version ", Quoted(version), "; expected \"", kVersion, "\""));
   }
   for (auto [key, out] : {std::pair<const char*, std::string*>{"codec", &profile->codec_},
                           {"name", &profile->name_},

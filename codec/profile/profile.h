@@ -4,14 +4,14 @@
 // Here is what all codecs need of it; a codec reads its own tensors through Find.
 #pragma once
 
+#include <absl/status/statusor.h>
+#include <absl/types/span.h>
+
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <absl/status/statusor.h>
-#include <absl/types/span.h>
 
 #include "codec/base/geometry.h"
 

@@ -1,10 +1,10 @@
 #include "codec/profile/profile.h"
 
+#include <gtest/gtest.h>
+
 #include <fstream>
 #include <iterator>
 #include <map>
-
-#include <gtest/gtest.h>
 
 #include "codec/base/geometry_json.h"
 #include "codec/base/safetensors.h"
@@ -14,9 +14,12 @@ namespace {
 
 std::map<std::string, std::string> GoodMetadata() {
   const Geometry g = UniformGeometry(2, 2, 4, StandardRope(RopeStyle::kRotateHalf, 4, 1e4));
-  return {{"kvcask.profile", "0"}, {"codec", "int8"},
-          {"name", "tiny"},        {"model", "tiny-llama"},
-          {"geometry", GeometryToJson(g)}, {"further", "kept"}};
+  return {{"kvcask.profile", "0"},
+          {"codec", "int8"},
+          {"name", "tiny"},
+          {"model", "tiny-llama"},
+          {"geometry", GeometryToJson(g)},
+          {"further", "kept"}};
 }
 
 std::vector<uint8_t> File(const std::map<std::string, std::string>& metadata) {

@@ -1,9 +1,9 @@
 #include "codec/raw/raw.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <utility>
 #include <vector>
-
-#include <absl/strings/str_cat.h>
 
 #include "codec/api/jobs.h"
 #include "codec/raw/raw_tile.h"

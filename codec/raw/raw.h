@@ -5,9 +5,9 @@
 // scale, which received keys carry, is not applied again) and rounds. NaN and Inf are kept.
 #pragma once
 
-#include <memory>
-
 #include <absl/status/statusor.h>
+
+#include <memory>
 
 #include "codec/api/codec.h"
 

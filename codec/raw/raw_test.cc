@@ -1,9 +1,9 @@
 #include "codec/raw/raw.h"
 
-#include <cmath>
-
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
 
 #include "codec/testing/test_cache.h"
 #include "codec/transform/rope.h"
@@ -81,8 +81,8 @@ TEST_F(RawTest, EveryLayoutAndDtypeComesBackByteForByte) {
     for (Layout from : kAllLayouts) {
       for (Layout to : kAllLayouts) {
         for (size_t group = 0; group < codec_->groups().size(); ++group) {
-          SCOPED_TRACE(absl::StrCat(DtypeName(dtype), " ", LayoutName(from), " to ",
-                                    LayoutName(to), " group ", group));
+          SCOPED_TRACE(absl::StrCat(DtypeName(dtype), " ", LayoutName(from), " to ", LayoutName(to),
+                                    " group ", group));
           const Group layers = codec_->groups()[group];
           const int tokens = 1 + rng_() % kPageTokens;
           const auto positions = PositionsFrom(5000, tokens);
@@ -103,8 +103,9 @@ TEST_F(RawTest, EveryLayoutAndDtypeComesBackByteForByte) {
             for (int h = 0; h < in.heads(p); ++h) {
               for (int t = begin; t < end; ++t) {
                 for (int d = 0; d < in.head_dim(p); ++d) {
-                  ASSERT_EQ(std::memcmp(in.At(p, h, t, d), part.At(p, h, t - begin, d),
-                                        DtypeSize(dtype)), 0);
+                  ASSERT_EQ(
+                      std::memcmp(in.At(p, h, t, d), part.At(p, h, t - begin, d), DtypeSize(dtype)),
+                      0);
                 }
               }
             }

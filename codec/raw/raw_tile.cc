@@ -1,8 +1,8 @@
 #include "codec/raw/raw_tile.h"
 
-#include <algorithm>
-
 #include <absl/strings/str_cat.h>
+
+#include <algorithm>
 
 #include "codec/api/jobs.h"
 #include "codec/base/strided.h"
@@ -59,8 +59,8 @@ absl::Status DecodeRawTile(const Geometry& g, const Group& group, absl::Span<con
       continue;
     }
     const Rope& rope = g.layers[plane.layer].rope;
-    const bool turn = plane.kind == StreamKind::kK && job.position_offset != 0 &&
-                      rope.style != RopeStyle::kNone;
+    const bool turn =
+        plane.kind == StreamKind::kK && job.position_offset != 0 && rope.style != RopeStyle::kNone;
     const bool convert = turn || job.destination.dtype != job.source_dtype;
     RopeTable shift;
     if (turn) shift = MakeRopeShift(rope, job.position_offset);

@@ -3,11 +3,11 @@
 // Thread-safe: pure functions.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include <absl/status/status.h>
 #include <absl/types/span.h>
+
+#include <cstddef>
+#include <cstdint>
 
 #include "codec/api/codec.h"
 

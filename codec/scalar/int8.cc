@@ -1,14 +1,14 @@
 #include "codec/scalar/int8.h"
 
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <optional>
 #include <utility>
 #include <vector>
-
-#include <absl/strings/str_cat.h>
-#include <absl/strings/str_format.h>
 
 #include "codec/api/jobs.h"
 #include "codec/base/dtype.h"
@@ -198,11 +198,14 @@ absl::Status Int8Codec::NotFinite(const EncodeJob& job, int plane, int head, int
   for (int d = 0; d < info.head_dim; ++d) {
     const float x = LoadElement(job.source.At(plane, head, token, d), job.source.dtype);
     if (std::isfinite(x)) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "int8: layer ", shard_.layer_begin + info.layer, ", ", StreamName(info.kind), ", head ",
-        shard_.head_begin + head, ", token ", token, " (position ", job.positions[token],
-        "), element ", d, " is ", std::isnan(x) ? "NaN" : x > 0 ? "Inf" : "-Inf",
-        "; expected finite numbers"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("int8: layer ", shard_.layer_begin + info.layer, ", ", StreamName(info.kind),
+                     ", head ", shard_.head_begin + head, ", token ", token, " (position ",
+                     job.positions[token], "), element ", d, " is ",
+                     std::isnan(x) ? "NaN"
+                     : x > 0       ? "Inf"
+                                   : "-Inf",
+                     "; expected finite numbers"));
   }
   return absl::OkStatus();
 }
@@ -220,8 +223,7 @@ absl::Status Int8Codec::DecodeOne(DecodeJob& job, RopeCache& ropes, Workspace& w
     return corrupt("unknown form at byte 0");
   }
   if (tile[0] == kRawForm) {
-    return DecodeRawTile(geometry_, groups_[job.group], tile.subspan(kHeaderBytes), job,
-                         workspace);
+    return DecodeRawTile(geometry_, groups_[job.group], tile.subspan(kHeaderBytes), job, workspace);
   }
   const std::vector<Plane>& planes = planes_[job.group];
   const Int8Layout layout = LayoutOf(planes, job.tokens);
@@ -294,8 +296,7 @@ absl::StatusOr<std::vector<float>> ReadMean(const CodecSpec& spec, const PlaneIn
   const Profile::Tensor* tensor = spec.profile->Find(name);
   if (tensor == nullptr) return std::vector<float>();
   const int heads = spec.model.layers[layer].streams[plane.kind == StreamKind::kK ? 0 : 1].heads;
-  if (tensor->dtype != "F32" ||
-      tensor->shape != std::vector<int64_t>{heads, plane.head_dim}) {
+  if (tensor->dtype != "F32" || tensor->shape != std::vector<int64_t>{heads, plane.head_dim}) {
     return absl::InvalidArgumentError(absl::StrCat("profile ", spec.profile->name(), ": ", name,
                                                    " is not F32 [", heads, ", ", plane.head_dim,
                                                    "]"));
@@ -316,15 +317,15 @@ absl::StatusOr<std::vector<float>> ReadMean(const CodecSpec& spec, const PlaneIn
 absl::Status CheckProfile(const CodecSpec& spec) {
   if (spec.profile == nullptr) return absl::OkStatus();
   if (spec.profile->codec() != "int8") {
-    return absl::FailedPreconditionError(
-        absl::StrCat("profile ", spec.profile->name(), " is for codec ", spec.profile->codec(),
-                     "; expected int8"));
+    return absl::FailedPreconditionError(absl::StrCat("profile ", spec.profile->name(),
+                                                      " is for codec ", spec.profile->codec(),
+                                                      "; expected int8"));
   }
   const std::string difference =
       DescribeGeometryDifference(spec.profile->geometry(), spec.model, "the profile", "the data");
   if (difference.empty()) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("profile ", spec.profile->name(),
-                                                    " is for another geometry: ", difference));
+  return absl::FailedPreconditionError(
+      absl::StrCat("profile ", spec.profile->name(), " is for another geometry: ", difference));
 }
 
 }  // namespace

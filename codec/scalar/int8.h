@@ -15,9 +15,9 @@
 // which no half is a scale (over 127 * 65504) make the tile raw.
 #pragma once
 
-#include <memory>
-
 #include <absl/status/statusor.h>
+
+#include <memory>
 
 #include "codec/api/codec.h"
 

@@ -1,12 +1,12 @@
 #include "codec/scalar/int8.h"
 
-#include <cmath>
-#include <cstring>
-#include <limits>
-
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "codec/base/geometry_json.h"
 #include "codec/base/safetensors.h"
@@ -98,8 +98,8 @@ uint16_t SlowScale(const std::vector<float>& x) {
   return h;
 }
 
-std::vector<uint8_t> SlowTile(const Geometry& g, const Means& means, const TestCache& in,
-                              int layer, const std::vector<uint32_t>& positions) {
+std::vector<uint8_t> SlowTile(const Geometry& g, const Means& means, const TestCache& in, int layer,
+                              const std::vector<uint32_t>& positions) {
   std::vector<uint8_t> scales, codes;
   for (int p = 0; p < in.planes(); ++p) {
     for (int h = 0; h < in.heads(p); ++h) {
@@ -125,8 +125,8 @@ class Int8Test : public testing::Test {
 
   void Use(const Means& means) {
     means_ = means;
-    auto codec = MakeInt8Codec(
-        {g_, {0, 1, 0, 6, 0, 3}, means.empty() ? nullptr : MakeProfile(g_, means)});
+    auto codec =
+        MakeInt8Codec({g_, {0, 1, 0, 6, 0, 3}, means.empty() ? nullptr : MakeProfile(g_, means)});
     ASSERT_TRUE(codec.ok()) << codec.status();
     codec_ = *std::move(codec);
   }
@@ -141,8 +141,8 @@ class Int8Test : public testing::Test {
     }
     return means;
   }
-  absl::Status TryEncode(int group, const TestCache& cache,
-                         const std::vector<uint32_t>& positions, std::vector<uint8_t>* tile) {
+  absl::Status TryEncode(int group, const TestCache& cache, const std::vector<uint32_t>& positions,
+                         std::vector<uint8_t>* tile) {
     EncodeJob job;
     job.group = group;
     job.tokens = cache.tokens();
@@ -270,8 +270,7 @@ TEST_F(Int8Test, TheErrorIsWithinTheStatedBound) {
       for (int p = 0; p < in.planes(); ++p) {
         const bool turned = p == 0 && means.count(absl::StrFormat("mean.%02d.k", layer)) &&
                             g_.layers[layer].rope.style != RopeStyle::kNone;
-        const double factor =
-            turned ? std::sqrt(2.0) * g_.layers[layer].rope.attention_scale : 1;
+        const double factor = turned ? std::sqrt(2.0) * g_.layers[layer].rope.attention_scale : 1;
         for (int h = 0; h < in.heads(p); ++h) {
           for (int t = 0; t < tokens; ++t) {
             const auto coded = CodedRow(g_, means, in, layer, p, p, h, t, positions[t]);
@@ -368,11 +367,13 @@ TEST_F(Int8Test, WhatIsNotFiniteIsRefusedByItsPlace) {
       absl::Status s = TryEncode(1, in, PositionsFrom(5000, 20), &tile);
       EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
       EXPECT_NE(s.message().find("layer 1, V, head 2, token 17 (position 5017), element 5 is -Inf"),
-                absl::string_view::npos) << s;
+                absl::string_view::npos)
+          << s;
       in.Set(0, 0, 3, 39, std::nanf(""));
       s = TryEncode(1, in, PositionsFrom(5000, 20), &tile);
       EXPECT_NE(s.message().find("layer 1, K, head 0, token 3 (position 5003), element 39 is NaN"),
-                absl::string_view::npos) << s;
+                absl::string_view::npos)
+          << s;
       EXPECT_TRUE(tile.empty());
     }
   }
@@ -382,7 +383,8 @@ TEST_F(Int8Test, WhatIsNotFiniteIsRefusedByItsPlace) {
   tiny.Set(1, 1, 2, 1, std::nanf(""));
   std::vector<uint8_t> tile;
   EXPECT_EQ(TryEncode(kShortGroup, tiny, PositionsFrom(0, 3), &tile).code(),
-            absl::StatusCode::kInvalidArgument) << "in raw form, too";
+            absl::StatusCode::kInvalidArgument)
+      << "in raw form, too";
 }
 
 TEST_F(Int8Test, WhatNoScaleCanCarryIsKeptRaw) {
@@ -490,7 +492,8 @@ TEST_F(Int8Test, AProfileThatDoesNotFitIsRefusedWithTheReason) {
   absl::Status s = status_of(ProfileFile(other, {}));
   EXPECT_EQ(s.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(s.message().find("layer 4: stream 1 heads 5 in the profile, 2 in the data"),
-            absl::string_view::npos) << s;
+            absl::string_view::npos)
+      << s;
   s = status_of(ProfileFile(g_, {}, "fklt"));
   EXPECT_EQ(s.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(s.message().find("codec fklt; expected int8"), absl::string_view::npos) << s;

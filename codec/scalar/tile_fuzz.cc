@@ -15,8 +15,7 @@ void Check(bool holds) {
 
 const Geometry& FuzzGeometry() {
   static const Geometry* const kGeometry = [] {
-    auto* g = new Geometry(
-        UniformGeometry(2, 2, 8, StandardRope(RopeStyle::kRotateHalf, 8, 1e4)));
+    auto* g = new Geometry(UniformGeometry(2, 2, 8, StandardRope(RopeStyle::kRotateHalf, 8, 1e4)));
     g->layers[1].rope = StandardRope(RopeStyle::kInterleaved, 4, 1e4);
     return g;
   }();

@@ -25,8 +25,8 @@ void RunOne(const Input& input) {
 }
 
 void Mutate(Input& input, const std::vector<Input>& corpus, std::mt19937& rng) {
-  static constexpr uint32_t kNumbers[] = {0, 1, 127, 128, 255, 256, 0x7fffffff, 0x80000000,
-                                          0xffffffff};
+  static constexpr uint32_t kNumbers[] = {0,   1,          127,        128,       255,
+                                          256, 0x7fffffff, 0x80000000, 0xffffffff};
   for (int n = 1 + rng() % 4; n > 0; --n) {
     const size_t at = input.empty() ? 0 : rng() % input.size();
     switch (rng() % 6) {

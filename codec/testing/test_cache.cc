@@ -1,10 +1,10 @@
 #include "codec/testing/test_cache.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
-
-#include <absl/strings/str_cat.h>
 
 #include "codec/api/jobs.h"
 

@@ -12,11 +12,11 @@
 namespace kvcask {
 
 enum class Layout {
-  kContiguous,    // [head][token][dim] for each plane
-  kPadded,        // the same at an odd address, with 3 bytes after each row
-  kPagedNhd,      // vLLM NHD, FlashInfer: pages of 16 tokens, [token][head][dim], shuffled
-  kPagedHnd,      // [head][token][dim]
-  kTransposedK,   // vLLM's CPU backend: K pages [head][dim][token] next to V [head][token][dim]
+  kContiguous,   // [head][token][dim] for each plane
+  kPadded,       // the same at an odd address, with 3 bytes after each row
+  kPagedNhd,     // vLLM NHD, FlashInfer: pages of 16 tokens, [token][head][dim], shuffled
+  kPagedHnd,     // [head][token][dim]
+  kTransposedK,  // vLLM's CPU backend: K pages [head][dim][token] next to V [head][token][dim]
 };
 inline constexpr Layout kAllLayouts[] = {Layout::kContiguous, Layout::kPadded, Layout::kPagedNhd,
                                          Layout::kPagedHnd, Layout::kTransposedK};

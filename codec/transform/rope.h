@@ -9,10 +9,10 @@
 // Thread-safe: values and pure functions.
 #pragma once
 
+#include <absl/types/span.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <absl/types/span.h>
 
 #include "codec/base/geometry.h"
 

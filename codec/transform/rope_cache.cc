@@ -25,8 +25,8 @@ const RopeTable& RopeCache::GetShift(const Rope& rope, int64_t offset) {
   return Find(Kind::kShift, rope, {}, offset);
 }
 
-const RopeTable& RopeCache::Find(Kind kind, const Rope& rope,
-                                 absl::Span<const uint32_t> positions, int64_t offset) {
+const RopeTable& RopeCache::Find(Kind kind, const Rope& rope, absl::Span<const uint32_t> positions,
+                                 int64_t offset) {
   for (const auto& e : entries_) {
     if (e->kind == kind && e->offset == offset && Same(e->rope, rope) &&
         absl::MakeConstSpan(e->positions) == positions) {

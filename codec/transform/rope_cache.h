@@ -3,11 +3,11 @@
 // Belongs to one call at a time.
 #pragma once
 
+#include <absl/types/span.h>
+
 #include <cstdint>
 #include <memory>
 #include <vector>
-
-#include <absl/types/span.h>
 
 #include "codec/transform/rope.h"
 

@@ -1,10 +1,10 @@
 #include "codec/transform/rope.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <random>
 #include <string>
-
-#include <gtest/gtest.h>
 
 namespace kvcask {
 namespace {
@@ -129,8 +129,8 @@ TEST_F(RopeTest, AShiftMovesRotatedKeysAndKeepsTheirScale) {
       ApplyRope(rope, MakeRopeTable(rope, positions, 0, RopeDirection::kRotate), 3, c.head_dim,
                 moved.data());
       ApplyRope(rope, MakeRopeShift(rope, offset), 3, c.head_dim, moved.data());
-      ApplyRope(rope, MakeRopeTable(rope, positions, offset, RopeDirection::kRotate), 3,
-                c.head_dim, direct.data());
+      ApplyRope(rope, MakeRopeTable(rope, positions, offset, RopeDirection::kRotate), 3, c.head_dim,
+                direct.data());
       ExpectNear(moved, direct.data(), 2);
     }
   }
