@@ -1,0 +1,1 @@
+"""kvcask-eval: what compression costs a real model. See README.md."""

@@ -1,0 +1,161 @@
+"""kvcask-eval: what compression costs a real model, measured through the daemon.
+
+  python3 -m bench.quality run --model smollm2-135m --text wiki=F --text code=F ...
+      --codec identity --codec int8 --kvcaskd PATH --kvcask PATH --out DIR
+  python3 -m bench.quality report DIR
+"""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+
+from bench.quality import evaluate, protocols, report, results, roundtrip
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="kvcask-eval", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure; goes on where it stopped")
+    _common(run)
+    run.add_argument("--passages", type=int, default=32, help="over all kinds (default 32)")
+    run.add_argument("--tokens", type=int, default=2048, help="a passage (default 2048)")
+    run.add_argument("--protocol", action="append", choices=protocols.PROTOCOLS,
+                     help="repeatable (default: prefix)")
+    run.add_argument("--variant", action="append", metavar="V",
+                     help="kv, k, v, layers, first; repeatable (default: kv)")
+    run.set_defaults(run=_run)
+    capture = commands.add_parser("capture", help="write the passages' caches as safetensors")
+    _common(capture)
+    capture.add_argument("--passages", type=int, default=4)
+    capture.add_argument("--tokens", type=int, default=2048)
+    capture.set_defaults(run=_capture)
+    needles = commands.add_parser("needles", help="retrieval of 7-digit numbers in prose")
+    _common(needles)
+    needles.add_argument("--context", type=int, action="append", help="tokens; repeatable")
+    needles.add_argument("--trials", type=int, default=20, help="a context")
+    needles.set_defaults(run=_needles)
+    again = commands.add_parser("report", help="write report.json, .md and .html again")
+    again.add_argument("out", help="a folder that `run` filled")
+    again.add_argument("--docs", help="copy the Markdown to this file too")
+    again.set_defaults(run=_report)
+    return parser
+
+
+def _common(sub):
+    sub.add_argument("--model", required=True, help="a GGUF file or a known model's name")
+    sub.add_argument("--text", action="append", required=True, metavar="KIND=FILE",
+                     help="repeatable; .json: agent transcripts")
+    sub.add_argument("--codec", action="append", metavar="NAME[:QUALITY][+FAULT]",
+                     help="identity, reference-int8, reference-int4, or one of the daemon; "
+                          "repeatable (default: identity)")
+    sub.add_argument("--server", help="address of a running daemon")
+    sub.add_argument("--kvcaskd", help="daemon to start, where --server names none")
+    sub.add_argument("--kvcask", default="kvcask", help="the kvcask command")
+    sub.add_argument("--profile", default="", help="profile file for the daemon's codecs")
+    sub.add_argument("--out", required=True, help="folder for results and report")
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
+                     help="of weights and activations (default float32)")
+
+
+@contextlib.contextmanager
+def _codecs(args):
+    """The Roundtrips of --codec, with a daemon for those that need one."""
+    from bench.quality import daemon
+    with contextlib.ExitStack() as stack:
+        address = args.server
+
+        def make(name, quality):
+            nonlocal address
+            if not address:
+                if not args.kvcaskd:
+                    raise evaluate.UsageError(
+                        f"codec {name or 'profile'} is the daemon's: --server or --kvcaskd")
+                address = stack.enter_context(daemon.running(args.kvcaskd))
+            return roundtrip.Daemon(address, name, quality, args.profile, args.kvcask)
+
+        yield [evaluate.make_codec(spec, make) for spec in args.codec or ["identity"]]
+
+
+def _load(args):
+    import torch
+
+    from tools.models import fetch, forward, tokenizer
+    path = fetch.resolve(args.model)
+    model = forward.Model.from_gguf(path, getattr(torch, args.dtype), args.device)
+    return model, tokenizer.Tokenizer.from_gguf(path)
+
+
+def _passages(args, tok):
+    from tools.calibrate import text
+    return text.cut(text.read_kinds(args.text), tok.encode, args.passages, args.tokens,
+                    args.seed)
+
+
+def _folder(args):
+    folder = pathlib.Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run(args):
+    folder = _folder(args)
+    with _codecs(args) as codecs:
+        model, tok = _load(args)
+        found = results.Results(folder / "results.jsonl")
+        found.start_run(args.seed, model.device)
+        evaluate.evaluate(model, _passages(args, tok), codecs, args.variant or ["kv"],
+                          args.protocol or ["prefix"], found, args.tokens, args.seed)
+    report.write(found, folder)
+    print(report.markdown(report.build(found)))
+
+
+def _capture(args):
+    import torch
+
+    from tools.models import cache
+    model, tok = _load(args)
+    for i, passage in enumerate(_passages(args, tok)):
+        path = _folder(args) / f"{passage.kind}-{i:02d}.safetensors"
+        with torch.no_grad():
+            run = model.run(torch.as_tensor(passage.ids)[None], keep_cache=True)
+        cache.write(path, model.config, run.cache, passage.ids.tolist())
+        print(path)
+
+
+def _needles(args):
+    from bench.quality import needles
+    folder = _folder(args)
+    with _codecs(args) as codecs:
+        model, tok = _load(args)
+        rows = needles.measure(model, tok, args.text, args.context or [2048], args.trials,
+                               codecs, args.seed)
+    needles.write(folder, rows, results.provenance(model.device), args.seed)
+
+
+def _report(args):
+    folder = pathlib.Path(args.out)
+    path = folder / "results.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: `kvcask-eval run --out` makes it")
+    written = report.write(results.Results(path), folder)
+    if args.docs:
+        pathlib.Path(args.docs).write_text(report.markdown(written))
+
+
+def main(argv=None):
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError, RuntimeError) as e:
+        print(f"kvcask-eval {args.command}: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
