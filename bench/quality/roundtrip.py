@@ -96,7 +96,7 @@ class Daemon:
             # a salt of its own: equal prefixes of other runs must not be shared
             self._run("put", str(sent), "--session", session, "--extra-key", session, *options)
             try:
-                stat = json.loads(self._run("stat", session, "--json"))
+                stat = json.loads(self._run("stat", "--session", session, "--json"))
                 self._run("get", "--session", session, "--out", str(got))
                 back = cache_files.read(got)
             finally:
