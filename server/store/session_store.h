@@ -180,7 +180,8 @@ struct StoreUsage {
 inline constexpr int kRememberedPuts = 16;
 
 struct SessionStoreOptions {
-  uint64_t max_sessions = 1'000'000;  // empty ones cost memory too
+  // Names, labels and put_ids are outside the byte budget: at most some KB a session.
+  uint64_t max_sessions = 250'000;
   std::function<absl::Time()> now = absl::Now;
 };
 
