@@ -4,6 +4,10 @@
 
 The daemon is KVCASK_SERVER's. Ends with 1 when a get fails, when a range is not what the
 whole has there, or when a codec that calls itself lossless is not.
+
+"The same" is byte for byte for codecs without a float transform. With one, the order of
+summation may depend on how many tokens are decoded together, so that a few elements round to
+the neighbouring bf16: RANGE_TOLERANCE.
 """
 
 import json
@@ -14,6 +18,7 @@ import sys
 
 RUNS = 5
 RANGE = (100, 228)
+RANGE_TOLERANCE = 1e-4  # relative RMS
 
 
 class Kvcask:
@@ -29,11 +34,11 @@ class Kvcask:
 
 
 def measure(kvcask, cache, codec, extra, work):
-    """Puts and gets `cache` RUNS times; a row of the table."""
-    whole, part = work / f"{codec}.whole", work / f"{codec}.part"
+    """Puts and gets `cache` RUNS times; a row of the table. codec: its name in the table."""
+    whole, part = work / "whole", work / "part"
     put_s, get_s, part_s = [], [], []
     for run in range(RUNS):
-        session = f"demo-{codec}-{run}"
+        session = f"demo-{run}"
         put_s.append(kvcask("put", cache, "--session", session, *extra)["seconds"])
         get_s.append(kvcask("get", "--session", session, "--out", whole)["seconds"])
         part_s.append(kvcask("get", "--session", session, "--out", part, "--tokens",
@@ -42,8 +47,11 @@ def measure(kvcask, cache, codec, extra, work):
         if run + 1 < RUNS:  # so that no run finds the chunks of the one before
             kvcask("rm", session)
     difference = kvcask("diff", cache, whole, ok=(0, 4))
-    if not kvcask("diff", whole, part, ok=(0, 4))["exact"]:
-        sys.exit(f"{codec}: tokens {RANGE} fetched alone differ from those of the whole")
+    parts = kvcask("diff", whole, part, ok=(0, 4))
+    apart = max(s["relative_rms"] for s in parts["streams"].values())
+    if parts["token_ids_differ"] or apart > (RANGE_TOLERANCE if stat["predicted_kld"] else 0):
+        sys.exit(f"{codec}: tokens {RANGE} fetched alone differ from those of the whole: "
+                 f"relative RMS {apart}")
     kvcask("rm", session)
     whole.unlink()
     part.unlink()
@@ -57,10 +65,11 @@ def measure(kvcask, cache, codec, extra, work):
         "K rel. RMS": f"{streams['K']['relative_rms']:.5f}",
         "V rel. RMS": f"{streams['V']['relative_rms']:.5f}",
         "max abs error": f"{max(s['max_abs_error'] for s in streams.values()):.4g}",
+        "predicted KLD": f"{stat['predicted_kld']:.4f}" if stat["predicted_kld"] else "",
         "exact": "yes" if difference["exact"] else "no",
         "put ms": f"{statistics.median(put_s) * 1e3:.1f}",
         "get ms": f"{statistics.median(get_s) * 1e3:.1f}",
-        f"get {RANGE[0]}:{RANGE[1]} ms": f"{statistics.median(part_s) * 1e3:.1f}",
+        f"{RANGE[0]}:{RANGE[1]} ms": f"{statistics.median(part_s) * 1e3:.1f}",
     }
 
 
@@ -96,12 +105,16 @@ def main():
             extra += ["--profile", fitting[0]]
         print(f"tools/demo: {name}: put, get whole, get tokens {RANGE[0]} to {RANGE[1]}, compare; "
               f"{RUNS} times")
-        rows.append(measure(kvcask, cache, name, extra, work))
+        for quality in [q for q in codec["qualities"] if q] or [""]:
+            dial = ["--quality", quality] if quality else []
+            rows.append(measure(kvcask, cache, " ".join([name, quality]).strip(), extra + dial,
+                                work))
         if codec["lossless"] and rows[-1]["exact"] != "yes":
             sys.exit(f"{name} calls itself lossless, and what came back differs")
-    print(f"\n{cache.name}: KV cache of SmolLM2-135M-Instruct on 256 tokens of a novel, bf16;\n"
-          f"ratio against bf16, everything stored is counted; times are medians of {RUNS}, at the "
-          f"client\n")
+    print(f"\n{cache.name}: the KV cache of SmolLM2-135M-Instruct on 256 tokens of a novel.\n"
+          f"Ratio against bf16, everything stored counted; predicted KLD in nats a token, by the\n"
+          f"codec's own certificate; times at the client, medians of {RUNS} "
+          f"({RANGE[0]}:{RANGE[1]}: a get of these tokens alone).\n")
     print_table(rows)
     print()
 
