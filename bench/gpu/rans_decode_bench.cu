@@ -170,14 +170,16 @@ __device__ __forceinline__ int Step(int c, int lane, const Tables& t, const uint
   const int shift = g_shift[c];
   const bool escape = v == kEscape;
   if (__any_sync(kAll, shift != 0)) {
-    if (shift != 0 && !escape) {
+    const bool shifted = shift != 0 && !escape;
+    if (shifted) {
       v = v * (1 << shift) + static_cast<int>(*x & ((1u << shift) - 1));
       *x >>= shift;
     }
-    mask = __ballot_sync(kAll, *x < 4096);
+    const bool need = shifted && *x < 4096;
+    mask = __ballot_sync(kAll, need);
     if (mask != 0) {
       const uint32_t w = words->Take(mask, lane);
-      if (*x < 4096) *x = *x << 16 | w;
+      if (need) *x = *x << 16 | w;
     }
   }
   mask = __ballot_sync(kAll, escape);
