@@ -18,8 +18,8 @@ TARGETS = (0.002, 0.005, 0.009)  # KLD of the presets, nats a token
 # A tile whose predicted loss is over this many times the worst seen while measuring is
 # stored finer.
 TILE_MARGIN = 1.5
-# Tables need fewer passages than transforms: 65,000 tokens are 10^8 symbols.
-TABLE_PASSAGES = 32
+# Tables need fewer passages than transforms: 32,000 tokens are 10^8 symbols.
+TABLE_PASSAGES = 16
 
 
 class Progress:
@@ -233,7 +233,7 @@ def finish(model, draft, store, count, apart, meta):
     layout, transforms = draft.layout, draft.transforms
     draft.tables = [plain_tables(device)]
     lo, hi = water_level(transforms, TARGETS[0]), water_level(transforms, TARGETS[2])
-    sample = min(count, 8)
+    sample = min(count, 4)
     # first tables: at the expected presets, from a few passages
     first = tables.Counts(device)
     for i in (lo, (lo + hi) // 2, hi):
@@ -249,8 +249,7 @@ def finish(model, draft, store, count, apart, meta):
         pooled += counts
     draft.tables = [tables.fit(pooled)]
     alone = [tables.fit(c) for c in each]
-    rows = measure(model, draft, apart, sorted(set(grid) | set(steps)), "step map, final")
-    steps = choose_steps(rows)
+    rows.update(measure(model, draft, apart, sorted(set(steps)), "step map, final"))
     floors, cleans = np.zeros(len(draft.groups)), []
     for p in apart:
         cleans.append(protocol.clean_run(model, layout, p.ids).x)
