@@ -15,6 +15,10 @@ from tools.calibrate import capture, fit, layout as layout_lib, profile, protoco
 from tools.calibrate import sensitivity, tables
 
 TARGETS = (0.002, 0.005, 0.009)  # KLD of the presets, nats a token
+# Text of other sources than the calibration's loses more than its own kinds of text do at the
+# same step: 1.2 to 1.6 times where it was measured (docs/fklt.md). Steps are chosen, and
+# kappa is scaled, so that presets and certificates hold there.
+TRANSFER = 1.4
 # A tile whose predicted loss is over this many times the worst seen while measuring is
 # stored finer.
 TILE_MARGIN = 1.5
@@ -189,9 +193,10 @@ def mean_of(rows, key):
 
 
 def choose_steps(rows, targets=TARGETS):
-    """The coarsest measured-or-interpolated exponent whose KLD is within each target."""
+    """The coarsest measured-or-interpolated exponent whose KLD, times TRANSFER, is within
+    each target."""
     grid = sorted(rows)
-    kld = np.log([max(mean_of(rows[i], "kld"), 1e-9) for i in grid])
+    kld = np.log([max(TRANSFER * mean_of(rows[i], "kld"), 1e-9) for i in grid])
     kld = np.maximum.accumulate(kld)  # more step, more loss: noise aside
     out = []
     for t in targets:
@@ -257,8 +262,8 @@ def finish(model, draft, store, count, apart, meta):
     grid = sorted(rows)
     at = lambda i, key: float(np.exp(np.interp(
         i, grid, np.log([max(mean_of(rows[g], key), 1e-12) for g in grid]))))
-    kappa = [max(at(i, "kld") - floors.sum(), 0.1 * at(i, "kld")) / at(i, "predicted")
-             for i in steps]
+    kappa = [TRANSFER * max(at(i, "kld") - floors.sum(), 0.1 * at(i, "kld"))
+             / at(i, "predicted") for i in steps]
     worst = np.zeros((len(draft.groups), 3))
     for x in cleans:
         for j, i in enumerate(steps):
@@ -266,7 +271,8 @@ def finish(model, draft, store, count, apart, meta):
                                      .amax(1).cpu().numpy())
     certificates = np.concatenate(
         [floors[:, None], TILE_MARGIN * worst * np.asarray(kappa) + floors[:, None]], 1)
-    step_map = [(i, mean_of(rows[i], "bits"), mean_of(rows[i], "kld")) for i in grid]
+    step_map = [(i, mean_of(rows[i], "bits"), TRANSFER * mean_of(rows[i], "kld"))
+                for i in grid]
     one_or_three = {}
     for name, i, own in zip(profile.PRESETS, steps, alone):
         bits = [sum(reference.run(Draft(layout, draft.groups, transforms, draft.coefficients,

