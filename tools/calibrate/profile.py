@@ -1,7 +1,6 @@
 """Reads and writes a profile (codec/profile/FORMAT.md, codec/fklt/FORMAT.md)."""
 
 import dataclasses
-import itertools
 import json
 import os
 
@@ -45,24 +44,8 @@ class Profile:
 
 
 def geometry_json(config):
-    """The canonical geometry of tools.models' config: equal neighbours once, inv_freq only."""
-    layers = []
-    for layer in config.geometry()["layers"]:
-        out = {"kind": layer["kind"]}
-        if layer["window"]:
-            out["window"] = layer["window"]
-        out["streams"] = layer["streams"]
-        rope = layer["rope"]
-        out["rope"] = {"style": rope["style"], "dims": rope["dims"],
-                       "inv_freq": [float(np.float32(f)) for f in rope["inv_freq"]]}
-        if rope["attention_scale"] != 1:
-            out["rope"]["attention_scale"] = rope["attention_scale"]
-        layers.append(out)
-    packed = []
-    for layer, same in itertools.groupby(layers):
-        n = len(list(same))
-        packed.append({"repeat": n, **layer} if n > 1 else layer)
-    return json.dumps({"layers": packed}, separators=(",", ":"))
+    """The geometry of tools.models' config, as codec/profile/FORMAT.md writes it."""
+    return json.dumps(config.geometry(), separators=(",", ":"))
 
 
 def tensors_of(p):

@@ -26,7 +26,7 @@ class Coded:
     k: torch.Tensor
     weight: torch.Tensor   # predicted sensitivity, float32
     step: torch.Tensor     # step_t, float32
-    energy: torch.Tensor   # of the rows that are not coded: |z|^2 - |y|^2, float64
+    energy: torch.Tensor   # sum of y^2 over the rows that are not coded, float64
 
 
 def rows_of(sigma16, step, k):
@@ -38,8 +38,7 @@ def quantise(transform, coefficients, x, step, rounding=0.5, use_classes=True):
     """x [tokens, D] (no sinks) -> Coded at step exponent `step`."""
     m = (len(coefficients) - 1) // 2
     sigma16 = transform.sigma16.to(torch.int64)
-    most = max(rows_of(sigma16, step, 6), m)
-    y = transform.forward(x, most)
+    y = transform.forward(x)
     sigma = torch.exp2(sigma16.float() / 16)
     weight = sensitivity.predict(sensitivity.features(y, sigma, m), coefficients)
     k = sensitivity.step_class(weight)
@@ -52,15 +51,16 @@ def quantise(transform, coefficients, x, step, rounding=0.5, use_classes=True):
     else:
         a = torch.full_like(k, 8)
     count = max(rows_of(sigma16, step, int(k.max())) if len(k) else 0, 1)
+    beyond = y[:, count:].double().pow(2).sum(1)
     y, sigma16 = y[:, :count], sigma16[:count]
     step_t = torch.exp2((step - 4 * k).float() / 8)
     scaled = y / step_t[:, None]
     present = sigma16[None, :] - 2 * step + 8 * k[:, None] >= ACTIVE
     q = torch.where(present, torch.sign(scaled) * torch.floor(scaled.abs() + rounding), 0.0)
-    z = transform.whiten(x)
-    dropped = z.double().pow(2).sum(1) - (y.double() * present).pow(2).sum(1)
+    # not |z|^2 less the coded rows' energy: U in f16 is not orthogonal enough for that
+    dropped = beyond + (y.double() * ~present).pow(2).sum(1)
     return Coded(q.to(torch.int64), scaled, tables.symbol_class(sigma16, a, k, step), present,
-                 a, k, weight, step_t, dropped.clamp(min=0))
+                 a, k, weight, step_t, dropped)
 
 
 def dequantise(coded, centroids):
