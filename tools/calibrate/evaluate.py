@@ -78,7 +78,7 @@ def evaluate(model, profiles, passages, extra_steps=(), use_classes=True):
                 s = protocol.score(model, layout, clean, r.x).summary()
                 certificate = (p.kappa[preset] * r.predicted + float(p.certificates[:, 0].sum()))
                 rows.setdefault((name, label), []).append(
-                    {"kind": passage.kind, "bits": r.bits / clean.x.numel(),
+                    {"kind": passage.kind, "step": step, "bits": r.bits / clean.x.numel(),
                      "framing_bits": r.framing_bits / clean.x.numel(), "active": r.active,
                      "certificate": certificate, **s})
         progress.at(i + 1)
@@ -123,7 +123,7 @@ def main():
         summary = summarise(r)
         about = profiles[name].metadata if name in profiles else {}
         results.append({"profile": about.get("name", name), "groups": about.get("fklt.groups", ""),
-                        "setting": label, **summary, "rows": r})
+                        "setting": label, "step": r[0].get("step"), **summary, "rows": r})
         print(f"{about.get('name', name)} {label}: {summary['ratio']:.1f}x "
               f"({summary['framed_ratio']:.1f}x framed) KLD {summary['kld']:.4f} predicted "
               f"{summary['predicted']:.4f} dPPL {summary['dppl_percent']:+.2f} +- "
