@@ -38,7 +38,9 @@ def _parser():
     needles.add_argument("--trials", type=int, default=20, help="a context")
     needles.set_defaults(run=_needles)
     again = commands.add_parser("report", help="write report.json, .md and .html again")
-    again.add_argument("out", help="a folder that `run` filled")
+    again.add_argument("out", nargs="+", help="folders that `run` filled; of several, one "
+                       "report is written to the first, and codecs with a profile are named "
+                       "with it")
     again.add_argument("--docs", help="copy the Markdown to this file too")
     again.set_defaults(run=_report)
     return parser
@@ -76,7 +78,9 @@ def _codecs(args):
                     raise evaluate.UsageError(
                         f"codec {name or 'profile'} is the daemon's: --server or --kvcaskd")
                 address = stack.enter_context(daemon.running(args.kvcaskd))
-            return roundtrip.Daemon(address, name, quality, args.profile, args.kvcask)
+            # the profile is for the codecs that need one
+            profile = "" if name in ("raw", "int8") else args.profile
+            return roundtrip.Daemon(address, name, quality, profile, args.kvcask)
 
         yield [evaluate.make_codec(spec, make) for spec in args.codec or ["identity"]]
 
@@ -138,11 +142,13 @@ def _needles(args):
 
 
 def _report(args):
-    folder = pathlib.Path(args.out)
-    path = folder / "results.jsonl"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: `kvcask-eval run --out` makes it")
-    written = report.write(results.Results(path), folder)
+    folders = [pathlib.Path(f) for f in args.out]
+    for folder in folders:
+        if not (folder / "results.jsonl").exists():
+            raise FileNotFoundError(f"{folder}/results.jsonl does not exist: "
+                                    "`kvcask-eval run --out` makes it")
+    found = [results.Results(f / "results.jsonl") for f in folders]
+    written = report.write(found[0] if len(found) == 1 else results.merge(found), folders[0])
     if args.docs:
         pathlib.Path(args.docs).write_text(report.markdown(written))
 

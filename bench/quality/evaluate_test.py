@@ -151,6 +151,17 @@ class HarnessTest(unittest.TestCase):
         self.assertRegex(written["runs"][0]["machine"], "cores")
         self.assertEqual(set(written["tables"][0]["rows"][0]["by_kind"]), {"wiki", "code"})
 
+    def test_several_files_make_one_report_and_a_score_counts_once(self):
+        with_profile = self.run_all(["reference-int4"])
+        with_profile.runs[0]["command"] = "kvcask-eval run --profile a/b.safetensors --out x"
+        for row in with_profile.rows:
+            row["codec"] = "fklt-balanced"
+        plain = self.run_all(["identity"], file="other.jsonl")
+        table = report.build(results.merge([plain, with_profile]))["tables"][0]
+        self.assertEqual([r["codec"] for r in table["rows"]], ["identity", "fklt-balanced (b)"])
+        with self.assertRaisesRegex(ValueError, "another file"):
+            report.build(results.merge([plain, plain]))
+
     def test_in_forward_is_not_applied_to_what_codes_layers_together(self):
         codec = roundtrip.Fault(roundtrip.Identity(), "scaled-value")
         found = self.run_all([codec], ("in-forward",))
