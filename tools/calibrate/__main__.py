@@ -29,7 +29,9 @@ def parse(argv):
     p.add_argument("--apart", type=int, default=0,
                    help="more passages, kept apart, for the step map (default: a quarter)")
     p.add_argument("--tokens", type=int, default=2048, help="of a passage")
-    p.add_argument("--draws", type=int, default=2, help="samples of the output, a passage")
+    p.add_argument("--draws", type=int, default=0,
+                   help="samples of the output, a passage: a backward pass each (default: 2 on "
+                        "a GPU, 1 on a CPU)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--work", help="folder for what is captured (default on a CPU: OUT.work; "
@@ -66,6 +68,7 @@ def run(args):
         raise layout_lib.LayoutError("several --groups need {groups} in --out")
     path = fetch.resolve(args.model)
     device = torch.device(args.device)
+    args.draws = args.draws or (2 if device.type == "cuda" else 1)
     model = capture.RecomputingModel.from_gguf(path, device=device, name=title(args.model))
     model.recompute = device.type == "cpu"
     layout = capture.model_layout(model.config)
