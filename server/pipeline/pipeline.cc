@@ -179,6 +179,15 @@ absl::StatusOr<uint64_t> Pipeline::RemoveProfile(const Fingerprint& fingerprint)
 void Pipeline::RunEncodeBatch(std::vector<EncodeTask> batch) {
   thread_local Workspace workspace;
   thread_local std::vector<uint8_t> scratch;
+  // A run that ended meanwhile (cancelled, past its deadline, refused) is not paid for.
+  const auto dead = std::stable_partition(batch.begin(), batch.end(),
+                                          [](const EncodeTask& t) { return !t.run->dead(); });
+  for (auto t = dead; t != batch.end(); ++t) {
+    EncodeJob dropped;
+    dropped.status = absl::CancelledError("the run has ended");
+    t->run->OnEncoded(*t, dropped);
+  }
+  batch.erase(dead, batch.end());
   std::stable_sort(batch.begin(), batch.end(), [](const EncodeTask& a, const EncodeTask& b) {
     return a.run->codec_.get() < b.run->codec_.get();
   });

@@ -365,6 +365,22 @@ TEST_F(PipelineTest, RefusesWhatDoesNotFitTheRunAndStoresNothing) {
   EXPECT_EQ(store_.Usage().chunks, 0u);
 }
 
+TEST_F(PipelineTest, TilesOfADeadRunAreNotEncoded) {
+  const Geometry g = SmallModel();
+  const Cache c(g, 128, 9);
+  auto run = pipeline_.OpenPut(Params(g, "s", 0, 128));
+  ASSERT_TRUE(run.ok());
+  // Both workers are held, so that the tiles are still waiting when the run dies.
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
+  for (int i = 0; i < 2; ++i) executor_.Submit([released] { released.wait(); });
+  ASSERT_TRUE(Add(**run, Rect(0, 3, 0, 128), c.Payload(0, 3, 0, 4, 0, 128)).ok());
+  (*run)->Abort();
+  release.set_value();
+  EXPECT_EQ(Commit(**run, true).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ((*run)->progress().stored_bytes, 0u);
+}
+
 TEST_F(PipelineTest, AnAbortedRunGivesItsMemoryBack) {
   const Geometry g = SmallModel();
   const Cache c(g, 512, 9);

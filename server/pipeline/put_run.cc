@@ -721,6 +721,11 @@ void PutRun::MaybeCommit() {
   done(std::move(result));
 }
 
+bool PutRun::dead() const {
+  std::lock_guard<std::mutex> lock(mu_);
+  return !error_.ok();
+}
+
 void PutRun::Abort() {
   std::lock_guard<std::mutex> lock(mu_);
   if (error_.ok()) error_ = absl::CancelledError("the run was aborted");

@@ -128,6 +128,7 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   absl::Status EncodeTail(Page& page);
   void Submit(int page, int unit);
   void OnEncoded(const EncodeTask& task, const EncodeJob& job);
+  bool dead() const;  // an error or an abort: nothing of it will be stored
   void FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups);
   void MaybeCommit();
   uint64_t StagingBytes(const Unit& u, const Page& p) const {
