@@ -50,13 +50,17 @@ def _common(sub):
     sub.add_argument("--model", required=True, help="a GGUF file or a known model's name")
     sub.add_argument("--text", action="append", required=True, metavar="KIND=FILE",
                      help="repeatable; .json: agent transcripts")
-    sub.add_argument("--codec", action="append", metavar="NAME[:QUALITY][+FAULT]",
+    sub.add_argument("--codec", action="append", metavar="NAME[:QUALITY][@PROFILE][+FAULT]",
                      help="identity, reference-int8, reference-int4, or one of the daemon; "
                           "repeatable (default: identity)")
     sub.add_argument("--server", help="address of a running daemon")
     sub.add_argument("--kvcaskd", help="daemon to start, where --server names none")
     sub.add_argument("--kvcask", default="kvcask", help="the kvcask command")
-    sub.add_argument("--profile", default="", help="profile file for the daemon's codecs")
+    sub.add_argument("--profile", default="",
+                     help="profile file of daemon codecs whose name has no @PROFILE")
+    sub.add_argument("--client", default="auto", choices=("auto", "python", "command"),
+                     help="drive the daemon by the package kvcask, or by the kvcask command; "
+                          "auto: the package where it is installed")
     sub.add_argument("--out", required=True, help="folder for results and report")
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--device", default="cpu")
@@ -67,19 +71,22 @@ def _common(sub):
 @contextlib.contextmanager
 def _codecs(args):
     """The Roundtrips of --codec, with a daemon for those that need one."""
-    from bench.quality import daemon
+    from bench.quality import daemon, python_client
     with contextlib.ExitStack() as stack:
         address = args.server
 
-        def make(name, quality):
+        def make(name, quality, profile):
             nonlocal address
             if not address:
                 if not args.kvcaskd:
                     raise evaluate.UsageError(
                         f"codec {name or 'profile'} is the daemon's: --server or --kvcaskd")
                 address = stack.enter_context(daemon.running(args.kvcaskd))
-            # the profile is for the codecs that need one
-            profile = "" if name in ("raw", "int8") else args.profile
+            # --profile is for the codecs that need one and name none
+            if not profile and name not in ("raw", "int8"):
+                profile = args.profile
+            if args.client == "python" or args.client == "auto" and python_client.available():
+                return python_client.ClientDaemon(address, name, quality, profile)
             return roundtrip.Daemon(address, name, quality, profile, args.kvcask)
 
         yield [evaluate.make_codec(spec, make) for spec in args.codec or ["identity"]]

@@ -11,20 +11,21 @@ class UsageError(ValueError):
 
 
 def make_codec(spec, daemon):
-    """A Roundtrip from NAME[:QUALITY][+FAULT].
+    """A Roundtrip from NAME[:QUALITY][@PROFILE][+FAULT].
 
     NAME: identity, reference-int8, reference-int4 (in process), anything else a codec of
-    the daemon ("profile": what the profile says). FAULT: roundtrip.Fault.KINDS.
-    daemon(name, quality) makes the daemon's.
+    the daemon ("profile": what the profile says). PROFILE: its file. FAULT:
+    roundtrip.Fault.KINDS. daemon(name, quality, profile) makes the daemon's.
     """
-    base, plus, fault = spec.partition("+")
+    base, plus, fault = spec.rpartition("+") if "+" in spec else (spec, "", "")
+    base, _, profile = base.partition("@")
     name, _, quality = base.partition(":")
     if name == "identity":
         made = roundtrip.Identity()
     elif name in ("reference-int8", "reference-int4"):
         made = roundtrip.ScalarReference(int(name[-1]))
     else:
-        made = daemon("" if name == "profile" else name, quality)
+        made = daemon("" if name == "profile" else name, quality, profile)
     return roundtrip.Fault(made, fault) if plus else made
 
 

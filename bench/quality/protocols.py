@@ -14,6 +14,7 @@ from bench.quality import scores
 
 PROTOCOLS = ("prefix", "whole", "in-forward")
 _ROWS = 256  # positions whose logits are held at once
+_KEEP_BYTES = {False: 1 << 29, True: 8 << 30}  # of clean log p, by "on a GPU"
 
 
 def pick(clean, decoded, streams="kv", layers=None):
@@ -39,6 +40,7 @@ class Passage:
             raise ValueError(f"protocol {protocol!r} is not one of {PROTOCOLS}")
         self._model, self.protocol = model, protocol
         ids = torch.tensor(ids)
+        self._log_p = {}
         self._cut = int(len(ids) * share) if protocol == "prefix" else len(ids) - 1
         if self._cut < 1 or len(ids) < self._cut + 1:
             raise ValueError(f"{len(ids)} tokens are too few for protocol {protocol}")
@@ -97,16 +99,26 @@ class Passage:
             return layers[layer]["kv".index(stream)][None] if stream in ("k", "v") else None
         return self._model.run(self._inputs, kv_hook=hook).hidden[0]
 
+    def _clean_log_p(self, begin):
+        """log p of the clean run at positions begin .. begin + _ROWS; kept while it is
+        small, since every codec is compared with it."""
+        if begin in self._log_p:
+            return self._log_p[begin]
+        p = torch.log_softmax(self._model.logits(self._clean[begin:begin + _ROWS]), -1)
+        if (len(self._log_p) + 1) * p.numel() * 4 <= _KEEP_BYTES[self._clean.is_cuda]:
+            self._log_p[begin] = p
+        return p
+
     def _compare(self, hidden, kind, passage, raw, stored):
         kl, nll, dnll, same = [], 0.0, 0.0, 0
         targets = self._targets.to(hidden.device)
         for i in range(0, len(targets), _ROWS):
             rows = slice(i, i + _ROWS)
-            a = torch.log_softmax(self._model.logits(self._clean[rows]).double(), -1)
-            b = torch.log_softmax(self._model.logits(hidden[rows]).double(), -1)
+            a = self._clean_log_p(i)
+            b = torch.log_softmax(self._model.logits(hidden[rows]), -1)
             kl += (a.exp() * (a - b)).sum(-1).clamp(min=0).tolist()
             want = targets[rows, None]
-            la, lb = a.gather(1, want), b.gather(1, want)
+            la, lb = a.gather(1, want).double(), b.gather(1, want).double()
             nll -= float(la.sum())
             dnll += float((la - lb).sum())
             same += int((a.argmax(-1) == b.argmax(-1)).sum())

@@ -8,19 +8,24 @@ import tempfile
 import types
 import unittest
 
-from bench.quality import daemon, evaluate, results, roundtrip, scores
+import torch
+
+from bench.quality import (daemon, evaluate, protocols, python_client, results, roundtrip,
+                           scores)
 from tools.models import random_model
 
 
 @unittest.skipUnless("KVCASKD" in os.environ, "KVCASKD and KVCASK name no binaries")
 class RealDaemonTest(unittest.TestCase):
+    def make(self, *args):
+        return roundtrip.Daemon(*args, command=os.environ["KVCASK"])
+
     def test_raw_is_exact_int8_is_close_and_bits_are_the_daemons(self):
         passages = [types.SimpleNamespace(kind="random",
                                           ids=random_model.tokens(1, 240, seed)[0].tolist())
                     for seed in range(2)]
         with tempfile.TemporaryDirectory() as tmp, daemon.running(os.environ["KVCASKD"]) as server:
-            make = lambda name, quality: roundtrip.Daemon(server, name, quality,
-                                                          command=os.environ["KVCASK"])
+            make = lambda name, quality, profile: self.make(server, name, quality, profile)
             codecs = [evaluate.make_codec(s, make) for s in ("raw", "int8", "raw+scaled-value")]
             found = results.Results(pathlib.Path(tmp) / "results.jsonl")
             found.start_run(1, "cpu")
@@ -40,6 +45,23 @@ class RealDaemonTest(unittest.TestCase):
             self.assertLess(int8.kld, 0.05)
             self.assertLess(int8.bits, raw.bits)
             self.assertEqual(scores.verdict(*out[protocol, "raw+scaled-value"]), "REJECT")
+
+
+@unittest.skipUnless(python_client.available(), "the package kvcask is not installed")
+class RealDaemonThroughThePackageTest(RealDaemonTest):
+    def make(self, *args):
+        return python_client.ClientDaemon(*args)
+
+    def test_windows_and_rotations_of_layers_reach_the_daemon(self):
+        model = random_model.model("gemma3")
+        with daemon.running(os.environ["KVCASKD"]) as server:
+            clean = protocols.Passage(model, "prefix", random_model.tokens(1, 200)[0].tolist())
+            decoded = self.make(server, "raw", "", "")(model.config, clean.cache, clean.token_ids)
+        for (a, b), (c, d) in zip(decoded.layers, clean.cache):
+            self.assertTrue(torch.equal(a, c) and torch.equal(b, d))
+        proto = python_client.geometry(model.config).proto
+        self.assertEqual([layer.window for layer in proto.layers], [8] * 5 + [0])
+        self.assertEqual(len({tuple(layer.rope.inverse_frequencies) for layer in proto.layers}), 2)
 
 
 if __name__ == "__main__":

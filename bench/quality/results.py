@@ -115,7 +115,7 @@ def merge(found):
 
 def _profile(runs, codec):
     """" (NAME)" of the profile that the runs' commands give; "" for codecs without one."""
-    if re.split("[-+]", codec)[0] in ("identity", "raw", "int8", "reference"):
+    if "@" in codec or re.split("[-+]", codec)[0] in ("identity", "raw", "int8", "reference"):
         return ""
     for run in runs:
         words = shlex.split(run["command"])

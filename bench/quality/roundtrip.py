@@ -79,7 +79,7 @@ class Daemon:
     layer_local = False
 
     def __init__(self, server, codec, quality="", profile="", command="kvcask"):
-        self.name = "-".join(x for x in (codec or "profile", quality) if x)
+        self.name = daemon_name(codec, quality, profile)
         self.lossless = codec == "raw"
         self._server, self._codec, self._quality = server, codec, quality
         self._profile, self._command = profile, command
@@ -123,7 +123,8 @@ class Fault:
 
     shifted-key: K of head 0 of the middle layer is turned on by one position.
     scaled-value: V of the middle layer times 1.05.
-    wrong-mean: K of head 0 of the middle layer moved by its own mean over tokens.
+    wrong-mean: K of head 0 of the middle layer, un-rotated, moved by its own mean over
+    tokens. (Moving all rotated keys by one vector would change no softmax.)
     """
 
     KINDS = ("shifted-key", "scaled-value", "wrong-mean")
@@ -141,14 +142,27 @@ class Fault:
         at = len(decoded.layers) // 2
         k, v = (x.clone() for x in decoded.layers[at])
         if self._kind == "shifted-key":
-            angle = torch.tensor(config.layers[at].rope.inv_freq(), device=k.device)[None]
+            angle = self._inv_freq(config, at, k.device)
             k[0] = forward.rotate(k[0].float(), angle.cos(), angle.sin()).to(k.dtype)
         elif self._kind == "scaled-value":
             v = (v.float() * 1.05).to(v.dtype)
         else:
-            k[0] = (k[0].float() + k[0].float().mean(0)).to(k.dtype)
+            positions = torch.arange(k.shape[1], device=k.device, dtype=torch.float32)
+            angle = positions[:, None] * self._inv_freq(config, at, k.device)
+            plain = forward.unrotate(k[0].float(), angle.cos(), angle.sin())
+            k[0] = forward.rotate(plain + plain.mean(0), angle.cos(), angle.sin()).to(k.dtype)
         decoded.layers[at] = (k, v)
         return decoded
+
+    @staticmethod
+    def _inv_freq(config, layer, device):
+        return torch.tensor(config.layers[layer].rope.inv_freq(), device=device)[None]
+
+
+def daemon_name(codec, quality, profile):
+    """What reports call a codec of the daemon: CODEC[-QUALITY][@PROFILE]."""
+    name = "-".join(x for x in (codec or "profile", quality) if x)
+    return f"{name}@{pathlib.Path(profile).stem}" if profile else name
 
 
 def raw_bytes(layers):
