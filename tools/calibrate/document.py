@@ -114,8 +114,10 @@ def tables_for_presets(paths):
 TAIL = """## What to know
 
 - Loss on text of other sources than the calibration's is 1.2 to 1.6 times larger at the same step
-  than on passages kept apart from the same sources. The presets allow for {transfer}; the
-  predictions in the tables above that were measured before do not.
+  than on passages kept apart from the same sources. The presets allow for {transfer}, a
+  factor taken from these same evaluation passages, so it is not tested on others; the steps it
+  leads to (under Calibration) were not scored themselves, and the predictions in the tables
+  above were made without it.
 - The certificate is right on the mean, not for the single passage: it knows the size of the error
   and the token's own sensitivity, not how surely the model will answer what follows. The rank
   correlation over passages is near zero, as the tables say.
