@@ -2,16 +2,18 @@
 
 import html
 import math
+import re
 
-_W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM = 760, 400, 70, 16, 170, 46
+_W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM = 920, 400, 70, 16, 330, 46
 _COLOURS = ("#1f5fa8", "#b3541e", "#2e7d4f", "#7a3e9d", "#8a6d00", "#b3261e", "#3b7f8c")
 _FLOOR = 1e-6  # KLDs below it, zero among them, are drawn here
 _LIMIT = 0.0105
+_QUALITY = re.compile("-(near_lossless|balanced|compact)")
 
 
 def rate_quality(points):
-    """KLD (log) over ratio (log) of (codec, ratio, kld, kld_half or None, verdict); codecs
-    of one family (the name up to "-" or ":") are joined by a line."""
+    """KLD (log) over ratio (log) of (codec, ratio, kld, kld_half or None, verdict); one
+    codec's qualities (with the same profile) are joined by a line."""
     if not points:
         return ""
     x = _log_axis([p[1] for p in points] + [1, 8], _LEFT, _W - _RIGHT)
@@ -25,7 +27,7 @@ def rate_quality(points):
                  'fill="#b3261e">.0105</text>')
     families = {}
     for p in points:
-        families.setdefault(p[0].split("-")[0].split("+")[0], []).append(p)
+        families.setdefault(_QUALITY.sub("", p[0]), []).append(p)
     legend = _TOP + 12
     for i, (name, members) in enumerate(families.items()):
         colour = _COLOURS[i % len(_COLOURS)]

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from bench.quality import evaluate, protocols, report, results, roundtrip, scores
+from bench.quality import curves, evaluate, protocols, report, results, roundtrip, scores
 from tools.models import cache as cache_files
 from tools.models import random_model
 
@@ -161,6 +161,13 @@ class HarnessTest(unittest.TestCase):
         self.assertEqual([r["codec"] for r in table["rows"]], ["identity", "fklt-balanced (b)"])
         with self.assertRaisesRegex(ValueError, "another file"):
             report.build(results.merge([plain, plain]))
+
+    def test_the_picture_joins_the_qualities_of_one_codec_and_profile(self):
+        points = [(f"fklt-{q}@{p}", r, 0.001 * r, 0.0001, "ACCEPT") for p, r0 in (("a", 4), ("b", 8))
+                  for q, r in (("near_lossless", r0), ("compact", r0 + 2))]
+        picture = ElementTree.fromstring(curves.rate_quality(points + [("raw", 1, 0, 0, "ACCEPT")]))
+        lines = [e.get("points").split() for e in picture.iter() if e.tag.endswith("polyline")]
+        self.assertEqual(sorted(map(len, lines)), [1, 2, 2])
 
     def test_in_forward_is_not_applied_to_what_codes_layers_together(self):
         codec = roundtrip.Fault(roundtrip.Identity(), "scaled-value")

@@ -82,7 +82,7 @@ def page(report):
     for table in report["tables"]:
         body.append(f"<h2>{e(_title(table))}</h2>")
         points = [(r["codec"], r["ratio"], r["kld"], r["kld_half"], r["verdict"])
-                  for r in table["rows"] if r["variant"] == "kv"]
+                  for r in table["rows"] if r["variant"] == "kv" and "+" not in r["codec"]]
         body.append(curves.rate_quality(points))
         head = "".join(f"<th>{e(c)}</th>" for c in _COLUMNS)
         rows = "".join(f"<tr class={r['verdict'].lower()}>"
