@@ -1,10 +1,10 @@
 """Counts test cases in what `bazel test --build_event_json_file` wrote.
 
-    count_tests.py EVENTS BAZEL_STATUS
+    count_tests.py EVENTS BAZEL_STATUS LINT_STATUS
 
 Prints what failed, then "N passed, N failed" as the last line. A target without a report of
 its cases (it crashed, timed out, or is no GoogleTest) counts as one. Targets that could not be
-built count as failed. Ends with 0 only when Bazel did and nothing failed.
+built count as failed; tools/lint counts as one case. Ends with 0 only when nothing failed.
 """
 
 import json
@@ -63,6 +63,10 @@ def main():
     failed += [f"{label} was not built" for label in sorted(targets - tested)]
     if status != 0 and not failed:
         failed.append(f"bazel ended with {status}")
+    if sys.argv[3] == "0":
+        passed += 1
+    else:
+        failed.append("tools/lint (above)")
     for name in failed:
         print(f"FAILED: {name}")
     print(f"{passed} passed, {len(failed)} failed")
