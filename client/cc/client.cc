@@ -1,17 +1,17 @@
 #include "client/cc/client.h"
 
-#include <algorithm>
-#include <fstream>
-#include <random>
-#include <sstream>
-#include <utility>
-
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <absl/time/clock.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
+
+#include <algorithm>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <utility>
 
 #include "client/cc/convert.h"
 #include "client/cc/runtime.h"
@@ -34,8 +34,8 @@ class Backoff {
   // Sleeps and answers true when another attempt makes sense after `status`.
   bool Retry(const absl::Status& status) {
     if (status.code() != absl::StatusCode::kUnavailable || attempts_left_-- <= 0) return false;
-    const absl::Duration pause =
-        DetailsOf(status).retry_after.value_or(next_ * std::uniform_real_distribution<>(.5, 1.5)(random_));
+    const absl::Duration pause = DetailsOf(status).retry_after.value_or(
+        next_ * std::uniform_real_distribution<>(.5, 1.5)(random_));
     next_ = std::min(next_ * 2, absl::Seconds(5));
     if (absl::Now() + pause >= deadline_) return false;
     absl::SleepFor(pause);
@@ -84,8 +84,8 @@ absl::Status WaitForConnection(grpc::Channel& channel, const std::string& addres
           absl::StrCat("no kvcask daemon answers at ", address, "; is kvcaskd running there?"));
     }
     if (!channel.WaitForStateChange(state, deadline)) {
-      return absl::UnavailableError(absl::StrCat("no connection to ", address, " within ",
-                                                 absl::FormatDuration(timeout)));
+      return absl::UnavailableError(
+          absl::StrCat("no connection to ", address, " within ", absl::FormatDuration(timeout)));
     }
   }
 }
@@ -112,8 +112,8 @@ absl::Status SendRun(PutStream& stream, const Geometry& geometry,
     });
     if (in_place) {
       for (const RectanglePlane& p : *planes) {
-        const size_t bytes = static_cast<size_t>(t1 - t0) * p.head_dim *
-                             DtypeSize(source.view.dtype);
+        const size_t bytes =
+            static_cast<size_t>(t1 - t0) * p.head_dim * DtypeSize(source.view.dtype);
         for (int h = p.head_begin; h < p.head_end; ++h) {
           const uint8_t* data = source.view.At(p.plane, h, t0, 0);
           if (!pieces.empty() && pieces.back().data() + pieces.back().size() == data) {
@@ -201,8 +201,8 @@ Client::~Client() = default;
 absl::StatusOr<Client> Client::Connect(const std::string& address, ClientOptions options) {
   InitClientRuntime();
   if (!absl::StartsWith(address, "unix:") && !absl::StrContains(address, ':')) {
-    return absl::InvalidArgumentError(absl::StrCat("address \"", address,
-                                                   "\": expected unix:/path or host:port"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("address \"", address, "\": expected unix:/path or host:port"));
   }
   auto credentials = MakeCredentials(options.tls);
   if (!credentials.ok()) return credentials.status();

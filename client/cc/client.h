@@ -17,17 +17,17 @@
 // Thread-safe; movable. Streams it opened keep the connection alive on their own.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
+
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
-#include <absl/strings/string_view.h>
-#include <absl/time/time.h>
 
 #include "client/cc/rectangles.h"
 #include "client/cc/status.h"
@@ -42,9 +42,9 @@
 namespace kvcask {
 
 struct TlsOptions {
-  std::string ca_file;           // PEM; "": the system's roots
+  std::string ca_file;              // PEM; "": the system's roots
   std::string cert_file, key_file;  // PEM, of this client; "": none
-  std::string server_name;       // expected in the certificate; "": the address's host
+  std::string server_name;          // expected in the certificate; "": the address's host
 };
 
 struct ClientOptions {
@@ -56,8 +56,8 @@ struct ClientOptions {
 };
 
 struct CallOptions {
-  std::optional<absl::Duration> timeout;         // of the whole call, streams included
-  std::map<std::string, std::string> metadata;   // "traceparent" and the like
+  std::optional<absl::Duration> timeout;        // of the whole call, streams included
+  std::map<std::string, std::string> metadata;  // "traceparent" and the like
 };
 
 // A run of tokens in memory.

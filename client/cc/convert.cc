@@ -33,8 +33,8 @@ absl::StatusOr<Geometry> GeometryFromProto(const v1::Geometry& geometry) {
         absl::StrCat("layer ", layer, ": unknown ", what, " ", value));
   };
   if (geometry.layers_size() > kMaxLayers) {
-    return absl::InvalidArgumentError(absl::StrCat("a geometry of ", geometry.layers_size(),
-                                                   " layers; at most ", kMaxLayers));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a geometry of ", geometry.layers_size(), " layers; at most ", kMaxLayers));
   }
   Geometry out;
   for (int i = 0; i < geometry.layers_size(); ++i) {
@@ -49,7 +49,8 @@ absl::StatusOr<Geometry> GeometryFromProto(const v1::Geometry& geometry) {
       layer.streams.push_back({static_cast<StreamKind>(s.kind()), static_cast<int>(s.heads()),
                                static_cast<int>(s.head_dim())});
     }
-    if (l.rope().style() < 0 || l.rope().style() > 2) return unknown(i, "rope style", l.rope().style());
+    if (l.rope().style() < 0 || l.rope().style() > 2)
+      return unknown(i, "rope style", l.rope().style());
     layer.rope.style = static_cast<RopeStyle>(l.rope().style());
     layer.rope.dims = static_cast<int>(l.rope().dims());
     layer.rope.inv_freq.assign(l.rope().inverse_frequencies().begin(),

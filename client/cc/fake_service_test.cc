@@ -1,13 +1,13 @@
 // The client against a daemon that misbehaves: what a real one never does, a broken or hostile
 // one may.
-#include <atomic>
-#include <memory>
-
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
 
 #include "client/cc/client.h"
 #include "client/cc/convert.h"
@@ -51,9 +51,9 @@ class FakeCache final : public v1::CacheService::Service {
         received += payload.size();
         max_in_flight = std::max(max_in_flight, received - answered);
         bytes += payload;
-        crc_ok = crc_ok && request.data().crc32c() ==
-                               Crc32c({reinterpret_cast<const uint8_t*>(payload.data()),
-                                       payload.size()});
+        crc_ok = crc_ok &&
+                 request.data().crc32c() ==
+                     Crc32c({reinterpret_cast<const uint8_t*>(payload.data()), payload.size()});
         // Answers late: only when the credit is used up.
         if (received - answered >= kCredit - 200) {
           answered = received;

@@ -1,8 +1,8 @@
 #include "client/cc/raw_call.h"
 
-#include <utility>
-
 #include <grpcpp/generic/generic_stub.h>
+
+#include <utility>
 
 #include "client/cc/status.h"
 

@@ -4,10 +4,6 @@
 // Belongs to one thread at a time, but Cancel may come from any.
 #pragma once
 
-#include <deque>
-#include <memory>
-#include <string>
-
 #include <absl/base/thread_annotations.h>
 #include <absl/status/status.h>
 #include <absl/synchronization/mutex.h>
@@ -15,6 +11,10 @@
 #include <grpcpp/client_context.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/client_callback.h>
+
+#include <deque>
+#include <memory>
+#include <string>
 
 namespace kvcask {
 

@@ -1,8 +1,8 @@
 #include "client/cc/rectangles.h"
 
-#include <algorithm>
-
 #include <absl/strings/str_cat.h>
+
+#include <algorithm>
 
 namespace kvcask {
 namespace {
@@ -131,20 +131,19 @@ absl::StatusOr<std::vector<RectanglePlane>> PlanesOf(const Geometry& geometry,
       const int this_plane = plane++;
       if (!Wanted(r, s.kind)) continue;
       const uint64_t heads = static_cast<uint64_t>(s.heads);
-      const uint64_t end = r.head_count() == 0
-                               ? heads
-                               : std::min<uint64_t>(heads, uint64_t{r.head_begin()} +
-                                                               r.head_count());
+      const uint64_t end =
+          r.head_count() == 0
+              ? heads
+              : std::min<uint64_t>(heads, uint64_t{r.head_begin()} + r.head_count());
       if (r.head_begin() >= end) continue;
       planes.push_back({static_cast<int>(l), this_plane, static_cast<int>(r.head_begin()),
                         static_cast<int>(end), s.head_dim});
     }
   }
   if (planes.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a rectangle that holds nothing: layers ", r.layer_begin(), " to ",
-                     r.layer_begin() + r.layer_count(), " have no such stream or head ",
-                     r.head_begin()));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a rectangle that holds nothing: layers ", r.layer_begin(), " to ",
+        r.layer_begin() + r.layer_count(), " have no such stream or head ", r.head_begin()));
   }
   return planes;
 }

@@ -8,13 +8,13 @@
 // Thread-safe: values and pure functions.
 #pragma once
 
-#include <cstdint>
-#include <functional>
-#include <vector>
-
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 #include <absl/types/span.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
 
 #include "codec/base/geometry.h"
 #include "codec/base/views.h"

@@ -1,11 +1,11 @@
 #include "client/cc/rectangles.h"
 
+#include <absl/strings/str_cat.h>
+#include <gtest/gtest.h>
+
 #include <map>
 #include <random>
 #include <tuple>
-
-#include <absl/strings/str_cat.h>
-#include <gtest/gtest.h>
 
 namespace kvcask {
 namespace {

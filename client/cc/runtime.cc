@@ -1,9 +1,8 @@
 #include "client/cc/runtime.h"
 
-#include <malloc.h>
-
 #include <absl/synchronization/mutex.h>
 #include <grpc/grpc.h>
+#include <malloc.h>
 
 namespace kvcask {
 

@@ -10,8 +10,8 @@
 namespace kvcask {
 namespace {
 
-using google::protobuf::io::CodedInputStream;
 using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
 
 constexpr char kDetailsUrl[] = "type.googleapis.com/google.rpc.Status";
 constexpr char kErrorInfo[] = "type.googleapis.com/google.rpc.ErrorInfo";
@@ -98,9 +98,8 @@ std::string Describe(const absl::Status& status) {
 absl::Status Annotate(const absl::Status& status, absl::string_view prefix) {
   if (status.ok()) return status;
   absl::Status result(status.code(), absl::StrCat(prefix, ": ", status.message()));
-  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
-    result.SetPayload(url, payload);
-  });
+  status.ForEachPayload(
+      [&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
   return result;
 }
 

@@ -4,21 +4,21 @@
 // Thread-safe: pure functions.
 #pragma once
 
-#include <map>
-#include <optional>
-#include <string>
-
 #include <absl/status/status.h>
 #include <absl/strings/string_view.h>
 #include <absl/time/time.h>
 #include <grpcpp/support/status.h>
 
+#include <map>
+#include <optional>
+#include <string>
+
 namespace kvcask {
 
 // What google.rpc.Status details tell of an error.
 struct ErrorDetails {
-  std::string reason;                        // ErrorInfo.reason, "OVER_BUDGET"; "" without
-  std::string domain;                        // ErrorInfo.domain, "kvcask"
+  std::string reason;  // ErrorInfo.reason, "OVER_BUDGET"; "" without
+  std::string domain;  // ErrorInfo.domain, "kvcask"
   std::map<std::string, std::string> metadata;
   std::optional<absl::Duration> retry_after;  // RetryInfo.retry_delay
 };

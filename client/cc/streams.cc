@@ -1,10 +1,10 @@
 #include "client/cc/streams.h"
 
-#include <cstring>
-
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <grpcpp/support/proto_buffer_reader.h>
+
+#include <cstring>
 
 #include "client/cc/convert.h"
 #include "client/cc/rectangles.h"
@@ -233,8 +233,8 @@ absl::StatusOr<std::optional<KvPiece>> GetStream::Next() {
   const auto planes = PlanesOf(*geometry_, d.rectangle());
   if (!planes.ok()) return planes.status();
   if (d.rectangle().token_count() > piece.payload_bytes()) {  // so the product can't overflow
-    return absl::DataLossError(absl::StrCat(NameOf(d.rectangle()), ": only ",
-                                            piece.payload_bytes(), " bytes of payload"));
+    return absl::DataLossError(
+        absl::StrCat(NameOf(d.rectangle()), ": only ", piece.payload_bytes(), " bytes of payload"));
   }
   const int64_t expected = RectangleBytes(*planes, d.rectangle().token_count(), dtype_);
   if (static_cast<uint64_t>(expected) != piece.payload_bytes()) {
@@ -260,9 +260,8 @@ absl::Status KvPiece::CopyTo(const KvView& destination, int layer_begin, uint64_
                              uint64_t tokens) const {
   const v1::Rectangle& r = rectangle();
   if (destination.dtype != dtype_) {
-    return absl::InvalidArgumentError(absl::StrCat("the destination is ",
-                                                   DtypeName(destination.dtype), ", the data ",
-                                                   DtypeName(dtype_)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the destination is ", DtypeName(destination.dtype), ", the data ", DtypeName(dtype_)));
   }
   const auto planes = PlanesOf(*geometry_, r);
   if (!planes.ok()) return planes.status();
@@ -283,8 +282,8 @@ absl::Status KvPiece::CopyTo(const KvView& destination, int layer_begin, uint64_
     const PlaneView& to = destination.planes[plane];
     const size_t row = p.head_dim * element;
     const bool dense = to.dim_stride == static_cast<int64_t>(element);
-    const bool one_run = dense && destination.pages.offsets.empty() &&
-                         to.token_stride == static_cast<int64_t>(row);
+    const bool one_run =
+        dense && destination.pages.offsets.empty() && to.token_stride == static_cast<int64_t>(row);
     for (int h = p.head_begin; h < p.head_end; ++h) {
       if (one_run) {
         in.Copy(destination.At(plane, h, t0, 0), row * count);

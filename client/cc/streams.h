@@ -5,14 +5,14 @@
 // has not ended cancels it: a put without its commit leaves nothing behind.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+#include <absl/types/span.h>
+
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
-#include <absl/types/span.h>
 
 #include "client/cc/raw_call.h"
 #include "codec/base/geometry.h"

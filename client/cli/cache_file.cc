@@ -1,12 +1,12 @@
 #include "client/cli/cache_file.h"
 
-#include <cstring>
-#include <set>
-
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <absl/strings/str_join.h>
+
+#include <cstring>
+#include <set>
 
 #include "client/cc/status.h"
 #include "codec/base/safetensors.h"
@@ -36,13 +36,12 @@ absl::Status CheckTensor(const std::string& name, const SafetensorsEntry& found,
                          const std::string& dtype, const std::vector<int64_t>& shape) {
   if (found.dtype != dtype) {
     return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": dtype ", found.dtype,
-                                                   ", expected ", dtype,
-                                                   " as the metadata says"));
+                                                   ", expected ", dtype, " as the metadata says"));
   }
   if (found.shape != shape) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "tensor ", name, ": shape ", Shape(found.shape), ", expected ", Shape(shape),
-        name == kTokenIds ? " (tokens)" : " (kv_heads, tokens, head_dim)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor ", name, ": shape ", Shape(found.shape), ", expected ", Shape(shape),
+                     name == kTokenIds ? " (tokens)" : " (kv_heads, tokens, head_dim)"));
   }
   return absl::OkStatus();
 }
@@ -129,9 +128,9 @@ absl::StatusOr<CacheFile> CacheFile::Open(const std::string& path) {
   for (const PlaneTensor& p : PlaneTensors(file.geometry(), file.info_.metadata.tokens)) {
     const auto it = header->tensors.find(p.name);
     if (it == header->tensors.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": tensor ", p.name, " is missing; the geometry has ",
-                       file.geometry().layers.size(), " layers"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor ", p.name,
+                                                     " is missing; the geometry has ",
+                                                     file.geometry().layers.size(), " layers"));
     }
     if (absl::Status s = CheckTensor(p.name, it->second, SafetensorsName(dtype), p.shape);
         !s.ok()) {

@@ -6,13 +6,13 @@
 // Values; const use is thread-safe.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
 
 #include "client/cli/mapped_file.h"
 #include "codec/base/geometry_json.h"
@@ -22,10 +22,10 @@ namespace kvcask {
 
 // What a cache file holds beside its planes.
 struct CacheInfo {
-  CacheMetadata metadata;            // model, geometry, dtype, tokens, first_position
-  std::string extra_key;             // "" mostly
-  int layer_begin = 0;               // of the model, of the file's layer 0
-  std::vector<uint32_t> token_ids;   // tokens of them, or none
+  CacheMetadata metadata;           // model, geometry, dtype, tokens, first_position
+  std::string extra_key;            // "" mostly
+  int layer_begin = 0;              // of the model, of the file's layer 0
+  std::vector<uint32_t> token_ids;  // tokens of them, or none
 };
 
 class CacheFile {

@@ -1,13 +1,12 @@
 #include "client/cli/command.h"
 
-#include <unistd.h>
-
-#include <cstdio>
-
 #include <absl/strings/escaping.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
+#include <unistd.h>
+
+#include <cstdio>
 
 namespace kvcask {
 
@@ -85,8 +84,7 @@ std::string Printable(absl::string_view text) { return absl::Utf8SafeCEscape(tex
 
 void PrintJson(const nlohmann::json& value) {
   // Bytes that are not UTF-8 are replaced rather than thrown on.
-  std::printf("%s\n",
-              value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  std::printf("%s\n", value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
 ProgressBar::ProgressBar(std::string label)

@@ -3,15 +3,15 @@
 // it does; main.cc names them all.
 #pragma once
 
-#include <cstdint>
-#include <string>
-#include <utility>
-
-#include <CLI/CLI.hpp>
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
 
 #include "client/cc/client.h"
 

@@ -1,10 +1,10 @@
 #include "client/cli/compare.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>
-
-#include <absl/strings/str_cat.h>
 
 #include "client/cc/rectangles.h"
 
@@ -16,9 +16,8 @@ const char* StreamName(StreamKind kind) {
 }
 
 absl::Status Mismatch(const char* what, const std::string& found, const std::string& expected) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("the second file is not part of the first: ", what, " ", found, ", expected ",
-                   expected));
+  return absl::InvalidArgumentError(absl::StrCat("the second file is not part of the first: ", what,
+                                                 " ", found, ", expected ", expected));
 }
 
 void CompareRow(const uint8_t* a, Dtype a_dtype, const uint8_t* b, Dtype b_dtype, size_t n,
@@ -42,10 +41,9 @@ absl::Status CheckGeometry(const CacheFile& a, int a_layer, const CacheFile& b) 
   const int layers = static_cast<int>(b.geometry().layers.size());
   const int a_layers = static_cast<int>(a.geometry().layers.size());
   if (a_layer < 0 || a_layer + layers > a_layers) {
-    return Mismatch("layers",
-                    absl::StrCat(b.info().layer_begin, " to ", b.info().layer_begin + layers),
-                    absl::StrCat("some of ", a.info().layer_begin, " to ",
-                                 a.info().layer_begin + a_layers));
+    return Mismatch(
+        "layers", absl::StrCat(b.info().layer_begin, " to ", b.info().layer_begin + layers),
+        absl::StrCat("some of ", a.info().layer_begin, " to ", a.info().layer_begin + a_layers));
   }
   Geometry part;
   part.layers.assign(a.geometry().layers.begin() + a_layer,

@@ -3,11 +3,11 @@
 // Thread-safe: values and pure functions.
 #pragma once
 
+#include <absl/status/statusor.h>
+
 #include <cstdint>
 #include <map>
 #include <string>
-
-#include <absl/status/statusor.h>
 
 #include "client/cli/cache_file.h"
 
@@ -23,11 +23,11 @@ struct StreamDifference {
 };
 
 struct CacheDifference {
-  uint64_t tokens = 0;        // compared
-  uint64_t token_begin = 0;   // of the first file
+  uint64_t tokens = 0;       // compared
+  uint64_t token_begin = 0;  // of the first file
   int layers = 0;
-  int layer_begin = 0;        // of the first file
-  bool exact = true;          // every byte of every plane the same, token ids too
+  int layer_begin = 0;  // of the first file
+  bool exact = true;    // every byte of every plane the same, token ids too
   bool token_ids_differ = false;
   std::map<std::string, StreamDifference> streams;  // by "K", "V", "latent"
 };

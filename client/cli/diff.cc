@@ -1,7 +1,7 @@
 #include <memory>
 
-#include "client/cli/compare.h"
 #include "client/cli/command.h"
+#include "client/cli/compare.h"
 
 namespace kvcask {
 namespace {

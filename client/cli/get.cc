@@ -1,8 +1,8 @@
-#include <memory>
-
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
 #include <absl/time/clock.h>
+
+#include <memory>
 
 #include "client/cc/convert.h"
 #include "client/cli/cache_file.h"
@@ -66,8 +66,8 @@ absl::StatusOr<CacheInfo> InfoOf(const GetStream& stream, const GetArgs& args) {
   info.metadata.geometry = *std::move(geometry);
   info.metadata.dtype = stream.dtype();
   info.metadata.tokens = static_cast<int64_t>(h.tokens().end() - h.tokens().begin());
-  info.metadata.first_position = static_cast<int64_t>(h.first_position() + h.tokens().begin()) +
-                                 args.position_offset;
+  info.metadata.first_position =
+      static_cast<int64_t>(h.first_position() + h.tokens().begin()) + args.position_offset;
   info.extra_key = h.identity().extra_key();
   info.layer_begin = part.layer_begin;
   info.token_ids.assign(h.token_ids().begin(), h.token_ids().end());

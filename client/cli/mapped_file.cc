@@ -1,5 +1,6 @@
 #include "client/cli/mapped_file.h"
 
+#include <absl/strings/str_cat.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -8,8 +9,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-
-#include <absl/strings/str_cat.h>
 
 namespace kvcask {
 namespace {
@@ -54,8 +53,7 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::st
     }
   }
   close(fd);
-  return std::shared_ptr<const MappedFile>(
-      new MappedFile(static_cast<const uint8_t*>(data), size));
+  return std::shared_ptr<const MappedFile>(new MappedFile(static_cast<const uint8_t*>(data), size));
 }
 
 MappedFile::~MappedFile() {

@@ -3,13 +3,13 @@
 // A map belongs to one thread until it is shared as const.
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <string>
-
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 #include <absl/types/span.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
 
 namespace kvcask {
 

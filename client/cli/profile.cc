@@ -1,8 +1,8 @@
-#include <memory>
-
 #include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
+
+#include <memory>
 
 #include "client/cli/command.h"
 #include "client/cli/mapped_file.h"
@@ -14,16 +14,16 @@ namespace {
 using nlohmann::json;
 
 json ToJson(const v1::Profile& p) {
-  return {{"fingerprint", Hex(p.fingerprint())},
-          {"name", p.name()},
-          {"model", p.model()},
-          {"codec", p.codec()},
-          {"size_bytes", p.size_bytes()},
-          {"chunks", p.chunks()},
-          {"layers", p.geometry().layers_size()},
-          {"qualities", std::vector<std::string>(p.qualities().begin(), p.qualities().end())},
-          {"metadata", std::map<std::string, std::string>(p.metadata().begin(),
-                                                          p.metadata().end())}};
+  return {
+      {"fingerprint", Hex(p.fingerprint())},
+      {"name", p.name()},
+      {"model", p.model()},
+      {"codec", p.codec()},
+      {"size_bytes", p.size_bytes()},
+      {"chunks", p.chunks()},
+      {"layers", p.geometry().layers_size()},
+      {"qualities", std::vector<std::string>(p.qualities().begin(), p.qualities().end())},
+      {"metadata", std::map<std::string, std::string>(p.metadata().begin(), p.metadata().end())}};
 }
 
 void PrintLine(const v1::Profile& p) {
@@ -40,8 +40,8 @@ void PrintWhole(const v1::Profile& p) {
               HumanBytes(p.size_bytes()).c_str(), "layers", p.geometry().layers_size(), "chunks",
               static_cast<unsigned long long>(p.chunks()));
   for (const auto& [key, value] : p.metadata()) {
-    if (value.size() <= 200) std::printf("%-12s %s\n", Printable(key).c_str(),
-                                         Printable(value).c_str());
+    if (value.size() <= 200)
+      std::printf("%-12s %s\n", Printable(key).c_str(), Printable(value).c_str());
   }
 }
 
@@ -65,8 +65,7 @@ absl::StatusOr<v1::Profile> Register(Client& client, const std::string& path) {
 }
 
 bool IsHex(const std::string& s) {
-  return s.size() >= 8 && s.size() <= 64 &&
-         s.find_first_not_of("0123456789abcdefABCDEF") == s.npos;
+  return s.size() >= 8 && s.size() <= 64 && s.find_first_not_of("0123456789abcdefABCDEF") == s.npos;
 }
 
 }  // namespace

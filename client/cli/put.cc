@@ -1,12 +1,12 @@
-#include <memory>
-#include <optional>
-#include <vector>
-
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
-#include <absl/time/clock.h>
 #include <absl/strings/str_split.h>
+#include <absl/time/clock.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
 
 #include "client/cc/convert.h"
 #include "client/cli/cache_file.h"
@@ -61,8 +61,8 @@ absl::StatusOr<v1::Range> TokensOf(const PutArgs& args, const CacheFile& file) {
   if (!range.ok()) return range;
   if (range->end() == 0) range->set_end(file.tokens());
   if (range->end() > file.tokens() || range->begin() >= range->end()) {
-    return absl::InvalidArgumentError(absl::StrCat("--tokens ", args.tokens, ": the file has ",
-                                                   file.tokens(), " tokens"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tokens ", args.tokens, ": the file has ", file.tokens(), " tokens"));
   }
   return range;
 }
@@ -86,8 +86,7 @@ absl::StatusOr<v1::PutOpen> MakeOpen(const PutArgs& args, const CacheFile& file,
   open.set_dtype(DtypeToProto(info.metadata.dtype));
   open.set_token_begin(tokens.begin());
   open.set_token_count(static_cast<uint32_t>(tokens.end() - tokens.begin()));
-  open.mutable_positions()->set_first_position(
-      static_cast<uint64_t>(info.metadata.first_position));
+  open.mutable_positions()->set_first_position(static_cast<uint64_t>(info.metadata.first_position));
   if (!info.token_ids.empty()) {
     open.mutable_token_ids()->Add(info.token_ids.begin() + tokens.begin(),
                                   info.token_ids.begin() + tokens.end());

@@ -1,7 +1,7 @@
-#include <memory>
-
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
+
+#include <memory>
 
 #include "client/cli/command.h"
 
@@ -50,8 +50,7 @@ void PrintInfo(const v1::ServerInfo& info) {
 json InfoJson(const v1::ServerInfo& info) {
   json backends = json::array();
   for (const auto& b : info.backends()) {
-    backends.push_back(
-        {{"name", b.name()}, {"available", b.available()}, {"detail", b.detail()}});
+    backends.push_back({{"name", b.name()}, {"available", b.available()}, {"detail", b.detail()}});
   }
   const v1::ServerInfo::Limits& l = info.limits();
   const v1::ServerInfo::Usage& u = info.usage();
@@ -89,9 +88,9 @@ void PrintCodecs(const v1::ServerInfo& info) {
     }
     if (!qualities.empty()) traits.push_back(absl::StrJoin(qualities, "|"));
     std::printf("%-10s %s%s\n", Printable(c.name()).c_str(), Printable(c.description()).c_str(),
-                traits.empty() ? ""
-                               : absl::StrCat(" (", Printable(absl::StrJoin(traits, ", ")), ")")
-                                     .c_str());
+                traits.empty()
+                    ? ""
+                    : absl::StrCat(" (", Printable(absl::StrJoin(traits, ", ")), ")").c_str());
   }
 }
 

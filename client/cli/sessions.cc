@@ -1,8 +1,8 @@
-#include <memory>
-
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_split.h>
+
+#include <memory>
 
 #include "client/cc/convert.h"
 #include "client/cli/cache_file.h"
@@ -80,8 +80,8 @@ void PrintSession(const v1::Session& s) {
   Row("stored", HumanBytes(s.stored_bytes()));
   Row("unique", HumanBytes(s.unique_bytes()));
   std::printf("%-15s %.2f\n", "ratio", Ratio(s.raw_bytes(), s.stored_bytes()));
-  if (s.predicted_kld() > 0) std::printf("%-15s %.5f nats a token\n", "predicted KLD",
-                                         s.predicted_kld());
+  if (s.predicted_kld() > 0)
+    std::printf("%-15s %.5f nats a token\n", "predicted KLD", s.predicted_kld());
   Row("chunks", absl::StrCat(s.chunks()));
   Row("created", TimeText(s.created()));
   Row("modified", TimeText(s.modified()));
@@ -135,8 +135,8 @@ absl::Status StatServer(Client& client, const std::string& ns, bool as_json) {
   Row("stored", HumanBytes(t.stored_bytes));
   Row("unique", HumanBytes(t.unique_bytes));
   std::printf("%-15s %.2f\n", "ratio", Ratio(t.raw_bytes, t.stored_bytes));
-  Row("server holds", absl::StrCat(HumanBytes(u.stored_bytes()), " in ", u.chunks(),
-                                   " chunks of ", u.sessions(), " sessions"));
+  Row("server holds", absl::StrCat(HumanBytes(u.stored_bytes()), " in ", u.chunks(), " chunks of ",
+                                   u.sessions(), " sessions"));
   Row("budget", absl::StrCat(HumanBytes(u.used_bytes()), " of ",
                              HumanBytes(info->limits().memory_budget_bytes()), " used"));
   return absl::OkStatus();
@@ -230,11 +230,11 @@ void AddRm(CLI::App* app, Globals* globals) {
                       {"deleted", deleted->deleted()},
                       {"freed_bytes", deleted->freed_bytes()}});
       if (!args->json) {
-        std::printf("%s: %s\n", Printable(id).c_str(),
-                    deleted->deleted()
-                        ? absl::StrCat("removed, ", HumanBytes(deleted->freed_bytes()), " freed")
-                              .c_str()
-                        : "was not there");
+        std::printf(
+            "%s: %s\n", Printable(id).c_str(),
+            deleted->deleted()
+                ? absl::StrCat("removed, ", HumanBytes(deleted->freed_bytes()), " freed").c_str()
+                : "was not there");
       }
     }
     if (args->json) PrintJson(list);
@@ -266,8 +266,8 @@ absl::StatusOr<v1::PrefixRef> MakePrefix(const LookupArgs& args) {
     if (model.empty()) model = info.metadata.model;
     if (extra_key.empty()) extra_key = info.extra_key;
   }
-  for (absl::string_view id : absl::StrSplit(args.tokens, absl::ByAnyChar(", "),
-                                             absl::SkipEmpty())) {
+  for (absl::string_view id :
+       absl::StrSplit(args.tokens, absl::ByAnyChar(", "), absl::SkipEmpty())) {
     uint32_t value;
     if (!absl::SimpleAtoi(id, &value)) {
       return absl::InvalidArgumentError(
@@ -305,13 +305,11 @@ void AddLookup(CLI::App* app, Globals* globals) {
                         {"tokens", h.tokens()},
                         {"stored_bytes", h.stored_bytes()}});
       }
-      PrintJson({{"tokens", found->tokens()},
-                 {"asked", prefix->token_ids_size()},
-                 {"held", held}});
+      PrintJson({{"tokens", found->tokens()}, {"asked", prefix->token_ids_size()}, {"held", held}});
       return absl::OkStatus();
     }
-    std::printf("%llu of %d tokens are stored\n",
-                static_cast<unsigned long long>(found->tokens()), prefix->token_ids_size());
+    std::printf("%llu of %d tokens are stored\n", static_cast<unsigned long long>(found->tokens()),
+                prefix->token_ids_size());
     for (const auto& h : found->held()) {
       std::printf("  %-8s %-14s %8llu tokens %10s\n", Printable(h.codec()).c_str(),
                   Printable(h.quality()).c_str(), static_cast<unsigned long long>(h.tokens()),

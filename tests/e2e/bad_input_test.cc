@@ -1,12 +1,12 @@
 // What a client may get wrong: each answers with its code and a text that says what was
 // found, what was expected and where; and nothing of it is stored.
-#include <limits>
-
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
+
+#include <limits>
 
 #include "client/cc/raw_call.h"
 #include "kvcask/v1/cache.grpc.pb.h"
@@ -187,8 +187,7 @@ TEST_F(BadInputTest, RectanglesOutsideOrOverlapping) {
                    {"tokens [127, 129)", "[0, 128)"});
   ExpectRunRefused({{MakeRectangle(0, 1, std::numeric_limits<uint64_t>::max(), 1), some}},
                    StatusCode::kInvalidArgument, {"tokens", "[0, 128)"});
-  ExpectRunRefused({{MakeRectangle(0, 1, 0, 0), some}}, StatusCode::kInvalidArgument,
-                   {"0 tokens"});
+  ExpectRunRefused({{MakeRectangle(0, 1, 0, 0), some}}, StatusCode::kInvalidArgument, {"0 tokens"});
   v1::Rectangle heads = MakeRectangle(0, 1, 0, 1);
   heads.set_head_begin(2);
   heads.set_head_count(2);
@@ -197,8 +196,7 @@ TEST_F(BadInputTest, RectanglesOutsideOrOverlapping) {
   latent.add_streams(v1::STREAM_KIND_LATENT);
   ExpectRunRefused({{latent, some}}, StatusCode::kInvalidArgument, {"no streams"});
   ExpectRunRefused({Good(MakeRectangle(0, 2, 0, 128)), Good(MakeRectangle(1, 1, 100, 28))},
-                   StatusCode::kInvalidArgument,
-                   {"overlaps", "layer 1", "tokens [100, 128)"});
+                   StatusCode::kInvalidArgument, {"overlaps", "layer 1", "tokens [100, 128)"});
 }
 
 TEST_F(BadInputTest, RunsWithHoles) {
@@ -232,10 +230,10 @@ TEST_F(BadInputTest, MessagesOutOfOrder) {
   ExpectRefused(Send({Commit()}), StatusCode::kInvalidArgument, {"commit before open"});
   ExpectRefused(Send({Message(open), Message(open)}), StatusCode::kInvalidArgument,
                 {"second open"});
-  ExpectRefused(Send({Message(open), Data(all), Commit(), Commit()}),
-                StatusCode::kInvalidArgument, {"after commit"});
-  ExpectRefused(Send({Message(open), Data(all), Commit(), Data(all)}),
-                StatusCode::kInvalidArgument, {"after commit"});
+  ExpectRefused(Send({Message(open), Data(all), Commit(), Commit()}), StatusCode::kInvalidArgument,
+                {"after commit"});
+  ExpectRefused(Send({Message(open), Data(all), Commit(), Data(all)}), StatusCode::kInvalidArgument,
+                {"after commit"});
   ExpectRefused(Send({Message(open), Data(all)}), StatusCode::kInvalidArgument,
                 {"without a commit"});
   ExpectRefused(Send({FrameMessage(v1::PutRequest())}), StatusCode::kInvalidArgument,
@@ -314,8 +312,8 @@ TEST_F(BadInputTest, GetsOfWhatIsNotThere) {
 
 TEST_F(BadInputTest, Profiles) {
   const std::string noise = "this is no profile";
-  const auto added = client_.AddProfile(
-      {reinterpret_cast<const uint8_t*>(noise.data()), noise.size()});
+  const auto added =
+      client_.AddProfile({reinterpret_cast<const uint8_t*>(noise.data()), noise.size()});
   EXPECT_EQ(added.status().code(), StatusCode::kInvalidArgument) << added.status();
   const auto profiles = client_.ListProfiles();
   ASSERT_TRUE(profiles.ok());

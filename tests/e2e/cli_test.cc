@@ -1,13 +1,13 @@
 // The kvcask command as a user runs it: what it prints, how it exits, and that a bad file is
 // refused before anything is sent.
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+#include <gtest/gtest.h>
+
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-
-#include <absl/strings/match.h>
-#include <absl/strings/str_cat.h>
-#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "tests/e2e/daemon.h"
@@ -70,8 +70,8 @@ TEST_F(CliTest, PutGetDiffIsByteExactForRaw) {
 
 TEST_F(CliTest, WhatGetWroteCanBePutAgain) {
   RunJson({"put", kFile, "--session", "s", "--codec", "raw", "--extra-key", "lora-1"});
-  RunJson({"get", "--session", "s", "--out", File("part"), "--tokens", "100:228", "--layers",
-           "3:9"});
+  RunJson(
+      {"get", "--session", "s", "--out", File("part"), "--tokens", "100:228", "--layers", "3:9"});
   const json put = RunJson({"put", File("part"), "--session", "t", "--codec", "raw"});
   EXPECT_EQ(put["tokens"], 128);
   const json stat = RunJson({"stat", "--session", "t"});
@@ -85,8 +85,8 @@ TEST_F(CliTest, WhatGetWroteCanBePutAgain) {
   EXPECT_EQ(diff["layer_begin"], 3);
   EXPECT_EQ(diff["layers"], 6);
   // Other layers, of the same shape, are not compared as if they were the same.
-  RunJson({"get", "--session", "s", "--out", File("other"), "--tokens", "100:228", "--layers",
-           "4:10"});
+  RunJson(
+      {"get", "--session", "s", "--out", File("other"), "--tokens", "100:228", "--layers", "4:10"});
   const Output other = Run({"diff", File("part"), File("other")});
   EXPECT_EQ(other.exit_code, 1);
   EXPECT_TRUE(absl::StrContains(other.err, "layers 4 to 10")) << other.err;
@@ -112,7 +112,8 @@ TEST_F(CliTest, DiffTellsWhatALossyCodecDid) {
 TEST_F(CliTest, StatLsLookupRm) {
   RunJson({"put", kFile, "--session", "s", "--codec", "int8", "--label", "a=b"});
   const json stat = RunJson({"stat", "--session", "s"});
-  for (const char* key : {"raw_bytes", "stored_bytes", "unique_bytes", "ratio", "tokens", "codec"}) {
+  for (const char* key :
+       {"raw_bytes", "stored_bytes", "unique_bytes", "ratio", "tokens", "codec"}) {
     EXPECT_TRUE(stat.contains(key)) << key;
   }
   EXPECT_EQ(stat["raw_bytes"], 5898240);
@@ -234,7 +235,9 @@ TEST_F(CliTest, BadFilesAreRefusedBeforeAnythingIsSent) {
       {"magic", [] { return std::string("GGUF\3\0\0\0\0\0\0\0\0\0\0\0", 16); }, {"header"}},
       {"gib-header", [&] { return gib + std::string(100, ' '); }, {"header", "1073741824"}},
       {"cut-header", [&] { return good.substr(0, 1000); }, {"header"}},
-      {"cut-data", [&] { return good.substr(0, good.size() - 5000); }, {"token_ids", "leave the file"}},
+      {"cut-data",
+       [&] { return good.substr(0, good.size() - 5000); },
+       {"token_ids", "leave the file"}},
       {"not-json", [] { return std::string("\x04\0\0\0\0\0\0\0nope", 12); }, {"JSON"}},
       {"oversized",
        [] {
@@ -254,9 +257,9 @@ TEST_F(CliTest, BadFilesAreRefusedBeforeAnythingIsSent) {
        [] { return Spoilt([](FileParts& p) { p.header["v.03"]["dtype"] = "F16"; }); },
        {"v.03", "F16", "BF16"}},
       {"head-dim",
-       [] {
-         return Spoilt([](FileParts& p) { p.header["k.02"]["shape"] = {3, 128, 128}; });
-       },
+       [] { return Spoilt([](FileParts& p) {
+              p.header["k.02"]["shape"] = {3, 128, 128};
+            }); },
        {"k.02", "[3, 128, 128]", "[3, 256, 64]"}},
       {"heads", [] { return Metadata("kv_heads", "4"); }, {"k.00", "[3, 256, 64]", "[4, 256, 64]"}},
       {"layers", [] { return Metadata("layers", "31"); }, {"k.30", "missing", "31 layers"}},
@@ -268,7 +271,8 @@ TEST_F(CliTest, BadFilesAreRefusedBeforeAnythingIsSent) {
       {"no-metadata",
        [] { return Spoilt([](FileParts& p) { p.header.erase("__metadata__"); }); },
        {"metadata"}},
-      {"no-tensor", [] { return Spoilt([](FileParts& p) { p.header.erase("v.11"); }); },
+      {"no-tensor",
+       [] { return Spoilt([](FileParts& p) { p.header.erase("v.11"); }); },
        {"v.11", "missing"}},
       {"extra-tensor",
        [] {

@@ -1,5 +1,9 @@
 #include "tests/e2e/daemon.h"
 
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+#include <absl/time/clock.h>
+#include <gtest/gtest.h>
 #include <stdlib.h>
 
 #include <cstdio>
@@ -8,11 +12,6 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
-
-#include <absl/strings/match.h>
-#include <absl/strings/str_cat.h>
-#include <absl/time/clock.h>
-#include <gtest/gtest.h>
 
 #include "client/cc/convert.h"
 
@@ -42,7 +41,7 @@ ScratchFolder::~ScratchFolder() {
 
 Daemon::Daemon(const std::vector<std::string>& flags) {
   unix_ = "unix:" + folder_.File("s");
-  std::vector<std::string> argv = {kDaemon,       "--listen", unix_,        "--listen",
+  std::vector<std::string> argv = {kDaemon,       "--listen",  unix_,        "--listen",
                                    "127.0.0.1:0", "--metrics", "127.0.0.1:0"};
   argv.insert(argv.end(), flags.begin(), flags.end());
   process_ = std::make_unique<Process>(argv, folder_.File("log"));
@@ -125,9 +124,7 @@ ExampleRun::ExampleRun(uint64_t begin) {
   }
 }
 
-RunSource ExampleRun::source() const {
-  return {{Dtype::kBf16, planes_, {}}, Example().owner()};
-}
+RunSource ExampleRun::source() const { return {{Dtype::kBf16, planes_, {}}, Example().owner()}; }
 
 absl::StatusOr<v1::PutCommitted> PutExample(Client& client, const v1::PutOpen& open, bool seal,
                                             PutOrder order) {
@@ -193,9 +190,9 @@ absl::StatusOr<Fetched> Fetch(Client& client, const v1::GetRequest& request) {
     auto piece = stream->Next();
     if (!piece.ok()) return piece.status();
     if (!piece->has_value()) return out;
-    absl::Status s = (*piece)->CopyTo({out.dtype, views, {}},
-                                      static_cast<int>(out.header.layers().begin()),
-                                      out.header.tokens().begin(), out.tokens());
+    absl::Status s =
+        (*piece)->CopyTo({out.dtype, views, {}}, static_cast<int>(out.header.layers().begin()),
+                         out.header.tokens().begin(), out.tokens());
     if (!s.ok()) return s;
   }
 }
@@ -203,17 +200,17 @@ absl::StatusOr<Fetched> Fetch(Client& client, const v1::GetRequest& request) {
 std::string DifferenceFromExample(const Fetched& fetched, uint64_t shift) {
   const CacheFile& example = Example();
   const ConstKvView view = example.view();
-  const int first = FirstPlane(example.geometry(), static_cast<int>(fetched.header.layers().begin()));
+  const int first =
+      FirstPlane(example.geometry(), static_cast<int>(fetched.header.layers().begin()));
   if (fetched.dtype != Dtype::kBf16) return "another dtype";
   for (size_t p = 0; p < fetched.planes.size(); ++p) {
     const ConstPlaneView& plane = view.planes[first + p];
     const size_t row = static_cast<size_t>(plane.token_stride) * fetched.tokens();
     const size_t heads = fetched.planes[p].size() / row;
     for (size_t h = 0; h < heads; ++h) {
-      const uint8_t* expected = view.At(static_cast<int>(first + p), static_cast<int64_t>(h),
-                                        static_cast<int64_t>(fetched.header.tokens().begin() -
-                                                             shift),
-                                        0);
+      const uint8_t* expected =
+          view.At(static_cast<int>(first + p), static_cast<int64_t>(h),
+                  static_cast<int64_t>(fetched.header.tokens().begin() - shift), 0);
       if (std::memcmp(fetched.planes[p].data() + h * row, expected, row) != 0) {
         return absl::StrCat("plane ", first + p, " head ", h, " differs");
       }

@@ -1,13 +1,13 @@
 // A real kvcaskd for one test, and the caches that tests put into it.
 #pragma once
 
+#include <absl/time/time.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <absl/time/time.h>
 
 #include "client/cc/client.h"
 #include "client/cli/cache_file.h"
@@ -83,7 +83,7 @@ v1::Rectangle MakeRectangle(uint32_t layer_begin, uint32_t layer_count, uint64_t
 // What a Get brought: dense planes of layers [layer_begin, layer_end) x tokens.
 struct Fetched {
   v1::GetHeader header;
-  Geometry geometry;           // of the whole model
+  Geometry geometry;  // of the whole model
   Dtype dtype = Dtype::kBf16;
   std::vector<std::vector<uint8_t>> planes;
   uint64_t tokens() const { return header.tokens().end() - header.tokens().begin(); }

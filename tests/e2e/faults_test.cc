@@ -1,9 +1,8 @@
 // Clients that die, budgets that are too small, a daemon that is told to stop.
-#include <signal.h>
-
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include "tests/e2e/daemon.h"
 

@@ -1,11 +1,11 @@
 // Profiles, and the codec that needs one, end to end.
-#include <cmath>
-#include <fstream>
-#include <iterator>
-
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
 
 #include "tests/e2e/daemon.h"
 

@@ -1,5 +1,6 @@
 #include "tests/e2e/process.h"
 
+#include <absl/time/clock.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -12,8 +13,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-
-#include <absl/time/clock.h>
 
 extern char** environ;
 

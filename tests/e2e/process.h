@@ -2,13 +2,12 @@
 // killed when the test forgets them.
 #pragma once
 
+#include <absl/time/time.h>
 #include <sys/types.h>
 
 #include <optional>
 #include <string>
 #include <vector>
-
-#include <absl/time/time.h>
 
 namespace kvcask {
 

@@ -1,11 +1,11 @@
 // What is put comes back: whole, in parts, put in parts, from many clients.
+#include <absl/strings/str_cat.h>
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <thread>
-
-#include <absl/strings/str_cat.h>
-#include <gtest/gtest.h>
 
 #include "client/cc/convert.h"
 #include "tests/e2e/daemon.h"
@@ -17,10 +17,10 @@ constexpr uint64_t kTokens = 256;
 constexpr uint32_t kLayers = 30;
 constexpr uint64_t kRawBytes = 5898240;  // 30 layers x 2 x 3 heads x 64 x 256 tokens x 2 bytes
 
-#define ASSERT_OK(expression)                            \
-  do {                                                   \
-    const auto& status_or = (expression);                \
-    ASSERT_TRUE(status_or.ok()) << StatusOf(status_or);  \
+#define ASSERT_OK(expression)                           \
+  do {                                                  \
+    const auto& status_or = (expression);               \
+    ASSERT_TRUE(status_or.ok()) << StatusOf(status_or); \
   } while (0)
 std::string StatusOf(const absl::Status& s) { return Describe(s); }
 template <typename T>
@@ -124,8 +124,10 @@ TEST_F(RoundTripTest, TokenRangesAreThoseOfTheWhole) {
 
 TEST_F(RoundTripTest, LayerRangesAndOrdersBringTheSameBytes) {
   ASSERT_OK(PutExample(client_, OpenOf("s", "raw")));
-  for (const auto& [begin, end] : {std::pair<uint64_t, uint64_t>{0, 1}, {7, 11}, {29, 30}, {12, 0}}) {
-    for (const auto order : {v1::GetRequest::ORDER_TOKEN_MAJOR, v1::GetRequest::ORDER_LAYER_MAJOR}) {
+  for (const auto& [begin, end] :
+       {std::pair<uint64_t, uint64_t>{0, 1}, {7, 11}, {29, 30}, {12, 0}}) {
+    for (const auto order :
+         {v1::GetRequest::ORDER_TOKEN_MAJOR, v1::GetRequest::ORDER_LAYER_MAJOR}) {
       SCOPED_TRACE(absl::StrCat(begin, ":", end, " order ", order));
       auto request = RequestOf("s", 50, 250, begin, end);
       request.set_order(order);
@@ -207,7 +209,8 @@ TEST_F(RoundTripTest, TwoShardsBecomeVisibleTogether) {
     const char* name;
     uint32_t layer[3], head[3];  // [0] to [1] is shard 0's; 0: all
   };
-  for (const Cut& cut : {Cut{"layers", {0, 11, 30}, {0, 0, 0}}, Cut{"heads", {0, 0, 0}, {0, 1, 3}}}) {
+  for (const Cut& cut :
+       {Cut{"layers", {0, 11, 30}, {0, 0, 0}}, Cut{"heads", {0, 0, 0}, {0, 1, 3}}}) {
     SCOPED_TRACE(cut.name);
     for (uint32_t i = 0; i < 2; ++i) {
       v1::PutOpen open = OpenOf(cut.name, "int8");
@@ -335,8 +338,8 @@ TEST_F(RoundTripTest, SixteenClientsAtOnce) {
       for (int round = 0; round < 2 && failures[i].empty(); ++round) {
         const auto put = PutExample(*client, OpenOf(session, "raw"), true,
                                     i % 3 == 0 ? PutOrder::kLayerMajor : PutOrder::kTokenMajor);
-        const auto got = put.ok() ? Fetch(*client, RequestOf(session))
-                                  : absl::StatusOr<Fetched>(put.status());
+        const auto got =
+            put.ok() ? Fetch(*client, RequestOf(session)) : absl::StatusOr<Fetched>(put.status());
         failures[i] = got.ok() ? DifferenceFromExample(*got) : Describe(got.status());
         const auto removed = client->DeleteSession(Ref(session), false);
         if (!removed.ok()) failures[i] += Describe(removed.status());
