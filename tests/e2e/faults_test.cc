@@ -113,11 +113,12 @@ TEST(FaultsTest, SigtermLetsAPutUnderWayEnd) {
   CallOptions brief;
   brief.timeout = absl::Seconds(5);
   EXPECT_TRUE(Eventually([&] {
-    auto other = Client::Connect(daemon.unix_address());
+    auto other = Client::Connect(daemon.tcp_address());  // a connection of its own
     return !other.ok() || !other->OpenPut(OpenOf("late", "raw"), brief).ok();
   }));
   // ... and what was begun ends well.
-  ASSERT_TRUE(put->Write(second, ExampleBytes(second)).ok());
+  const absl::Status written = put->Write(second, ExampleBytes(second));
+  ASSERT_TRUE(written.ok()) << Describe(written);
   const auto committed = put->Commit(Seal());
   ASSERT_TRUE(committed.ok()) << Describe(committed.status());
   EXPECT_EQ(committed->visible_tokens(), 256u);
