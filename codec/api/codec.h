@@ -105,6 +105,11 @@ class Codec {
   // Upper bound on a tile's bytes, never exceeded: at worst the raw form (+ a few bytes).
   virtual size_t MaxTileBytes(int group, int tokens, Dtype dtype) const = 0;
 
+  // True when a tile is its source's elements as they are, dense, in the order [layer]
+  // [stream][head][token][head_dim], and certain: whoever holds them so may keep them
+  // without calling Encode.
+  virtual bool tile_is_source() const { return false; }
+
   // Encodes every job; sets bytes, certificate and status of each. The call's own status
   // is for what concerns all (a lost device). NaN or Inf: as the codec documents.
   virtual absl::Status Encode(absl::Span<EncodeJob> jobs, Workspace& workspace) const = 0;

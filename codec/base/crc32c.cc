@@ -3,6 +3,7 @@
 #include <isa-l/crc.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace kvcask {
@@ -24,7 +25,39 @@ uint32_t Extend(uint32_t state, const uint8_t* p, size_t n) {
   return state;
 }
 
+// Polynomials over GF(2) modulo CRC32C's, bits reversed: bit 31 is x^0.
+uint32_t MultiplyMod(uint32_t a, uint32_t b) {
+  constexpr uint32_t kPolynomial = 0x82f63b78;
+  uint32_t product = 0;
+  for (uint32_t bit = uint32_t{1} << 31; bit != 0; bit >>= 1) {
+    if (a & bit) product ^= b;
+    b = (b & 1) ? (b >> 1) ^ kPolynomial : b >> 1;
+  }
+  return product;
+}
+
+// x^(2^i), i from 0.
+std::array<uint32_t, 67> PowersOfPowers() {
+  std::array<uint32_t, 67> powers;
+  powers[0] = uint32_t{1} << 30;
+  for (size_t i = 1; i < powers.size(); ++i) {
+    powers[i] = MultiplyMod(powers[i - 1], powers[i - 1]);
+  }
+  return powers;
+}
+
 }  // namespace
+
+uint32_t Crc32cConcat(uint32_t crc_a, uint32_t crc_b, uint64_t bytes_b) {
+  static const std::array<uint32_t, 67> powers = PowersOfPowers();
+  // Appending B multiplies A's polynomial by x^(8 bytes); the inversions at both ends of a
+  // CRC cancel out.
+  uint32_t shifted = crc_a;
+  for (size_t i = 3; bytes_b != 0; ++i, bytes_b >>= 1) {
+    if (bytes_b & 1) shifted = MultiplyMod(powers[i], shifted);
+  }
+  return shifted ^ crc_b;
+}
 
 uint32_t Crc32cExtend(uint32_t crc, absl::Span<const uint8_t> bytes) {
   return ~Extend(~crc, bytes.data(), bytes.size());

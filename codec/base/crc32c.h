@@ -16,6 +16,9 @@ uint32_t Crc32cExtend(uint32_t crc, absl::Span<const uint8_t> bytes);
 
 inline uint32_t Crc32c(absl::Span<const uint8_t> bytes) { return Crc32cExtend(0, bytes); }
 
+// The CRC of A followed by B, of which only the CRCs and B's length are known. O(log bytes).
+uint32_t Crc32cConcat(uint32_t crc_a, uint32_t crc_b, uint64_t bytes_b);
+
 // Copies `n` bytes, which must not overlap, and extends `crc` by them: one pass over memory,
 // since the checksum reads what the copy has just brought into the cache.
 uint32_t Crc32cCopy(uint8_t* dst, const uint8_t* src, size_t n, uint32_t crc = 0);

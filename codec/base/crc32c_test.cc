@@ -44,6 +44,7 @@ TEST(Crc32cTest, EveryWayOfComputingAgreesWithTheBitwiseDefinition) {
     const uint32_t want = SlowCrc32c(0, bytes);
     EXPECT_EQ(Crc32c(bytes), want);
     const size_t cut = n ? rng() % n : 0;
+    EXPECT_EQ(Crc32cConcat(Crc32c(bytes.first(cut)), Crc32c(bytes.subspan(cut)), n - cut), want);
     EXPECT_EQ(Crc32cExtend(Crc32c(bytes.first(cut)), bytes.subspan(cut)), want);
     std::vector<uint8_t> copy(n + 1, 0xa5);
     uint32_t crc = Crc32cCopy(copy.data(), bytes.data(), cut);

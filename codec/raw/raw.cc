@@ -22,6 +22,7 @@ class RawCodec : public Codec {
   size_t MaxTileBytes(int group, int tokens, Dtype dtype) const override {
     return RawTileBytes(geometry_, groups_[group], tokens, dtype);
   }
+  bool tile_is_source() const override { return true; }
 
   absl::Status Encode(absl::Span<EncodeJob> jobs, Workspace&) const override {
     for (EncodeJob& job : jobs) {

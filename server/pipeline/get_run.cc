@@ -262,6 +262,23 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
 
   std::vector<DecodeJob> jobs[2];                // the codec's; raw tails
   std::vector<std::vector<PlaneView>> storage;   // of the jobs' planes
+  // Tiles are verified, then decoded while they are still in the cache.
+  constexpr uint64_t kPortionBytes = 256 << 10;
+  uint64_t portion_bytes = 0;
+  thread_local Workspace workspace;
+  const auto decode = [&]() -> absl::Status {
+    for (int i = 0; i < 2; ++i) {
+      if (jobs[i].empty()) continue;
+      const Codec& codec = i == 0 ? *s.codec : *s.raw_codec;
+      if (absl::Status st = codec.Decode(absl::MakeSpan(jobs[i]), workspace); !st.ok()) return st;
+      for (const DecodeJob& j : jobs[i]) {
+        if (!j.status.ok()) return Corrupt(j.status, r.token_begin);
+      }
+      jobs[i].clear();
+    }
+    portion_bytes = 0;
+    return absl::OkStatus();
+  };
   const uint64_t last_page = (r.token_end - 1) / kPageTokens;
   storage.reserve((last_page - r.token_begin / kPageTokens + 1) *
                   std::max(s.codec->groups().size(), s.raw_codec->groups().size()));
@@ -305,17 +322,13 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
       job.destination.dtype = dtype_;
       job.destination.planes = storage.back();
       jobs[&CodecOf(s, c) == s.codec.get() ? 0 : 1].push_back(job);
+      portion_bytes += tile.bytes;
+      if (portion_bytes >= kPortionBytes) {
+        if (absl::Status st = decode(); !st.ok()) return st;
+      }
     }
   }
-  thread_local Workspace workspace;
-  for (int i = 0; i < 2; ++i) {
-    if (jobs[i].empty()) continue;
-    const Codec& codec = i == 0 ? *s.codec : *s.raw_codec;
-    if (absl::Status st = codec.Decode(absl::MakeSpan(jobs[i]), workspace); !st.ok()) return st;
-    for (const DecodeJob& j : jobs[i]) {
-      if (!j.status.ok()) return Corrupt(j.status, r.token_begin);
-    }
-  }
+  if (absl::Status st = decode(); !st.ok()) return st;
   metrics_->Decoded(FindCodec(s.codec->id())->name, r.bytes / size * 2, absl::Now() - start);
   return absl::OkStatus();
 }

@@ -1,6 +1,8 @@
 #include "server/pipeline/pipeline.h"
 
 #include <algorithm>
+#include <cstring>
+#include <memory>
 #include <utility>
 
 #include <absl/strings/str_cat.h>
@@ -177,15 +179,13 @@ absl::StatusOr<uint64_t> Pipeline::RemoveProfile(const Fingerprint& fingerprint)
 
 // One Encode call for each codec in the batch.
 void Pipeline::RunEncodeBatch(std::vector<EncodeTask> batch) {
-  thread_local Workspace workspace;
-  thread_local std::vector<uint8_t> scratch;
   // A run that ended meanwhile (cancelled, past its deadline, refused) is not paid for.
   const auto dead = std::stable_partition(batch.begin(), batch.end(),
                                           [](const EncodeTask& t) { return !t.run->dead(); });
   for (auto t = dead; t != batch.end(); ++t) {
     EncodeJob dropped;
     dropped.status = absl::CancelledError("the run has ended");
-    t->run->OnEncoded(*t, dropped);
+    t->run->OnEncoded(*t, dropped, nullptr);
   }
   batch.erase(dead, batch.end());
   std::stable_sort(batch.begin(), batch.end(), [](const EncodeTask& a, const EncodeTask& b) {
@@ -195,49 +195,70 @@ void Pipeline::RunEncodeBatch(std::vector<EncodeTask> batch) {
     const Codec* codec = batch[begin].run->codec_.get();
     size_t end = begin;
     while (end < batch.size() && batch[end].run->codec_.get() == codec) ++end;
-    const size_t n = end - begin;
-
-    std::vector<EncodeJob> jobs(n);
-    std::vector<std::vector<ConstPlaneView>> planes(n);
-    std::vector<size_t> offsets(n + 1);
-    for (size_t i = 0; i < n; ++i) {
-      const EncodeTask& t = batch[begin + i];
-      const PutRun::Tile& tile = t.run->pages_[t.page].tiles[t.group];
-      offsets[i + 1] =
-          offsets[i] + codec->MaxTileBytes(t.group, tile.tokens, t.run->params_.dtype);
-    }
-    if (scratch.size() < offsets[n]) scratch.resize(offsets[n]);
-    uint64_t raw_bytes = 0;
-    for (size_t i = 0; i < n; ++i) {
-      const EncodeTask& t = batch[begin + i];
-      const PutRun& run = *t.run;
-      const PutRun::Page& page = run.pages_[t.page];
-      const PutRun::Tile& tile = page.tiles[t.group];
-      const Group range = codec->groups()[t.group];
-      planes[i] = run.Views(page, range.layer_begin, range.layer_end, tile.token_begin);
-      EncodeJob& job = jobs[i];
-      job.group = t.group;
-      job.tokens = tile.tokens;
-      job.source.dtype = run.params_.dtype;
-      job.source.planes = planes[i];
-      job.positions = run.Slice(run.positions_, page, tile.token_begin, tile.tokens);
-      job.token_ids = run.Slice(run.token_ids_, page, tile.token_begin, tile.tokens);
-      job.quality = run.quality_;
-      job.destination =
-          absl::MakeSpan(scratch).subspan(offsets[i], offsets[i + 1] - offsets[i]);
-      const PutRun::Unit& unit = run.units_[run.group_units_[t.group]];
-      raw_bytes += 2 * uint64_t(unit.elements) * tile.tokens / unit.groups.size();
-    }
-    const absl::Time start = absl::Now();
-    const absl::Status status = codec->Encode(absl::MakeSpan(jobs), workspace);
-    uint64_t stored_bytes = 0;
-    for (size_t i = 0; i < n; ++i) {
-      if (!status.ok() && jobs[i].status.ok()) jobs[i].status = status;
-      stored_bytes += jobs[i].bytes;
-    }
-    metrics_->Encoded(FindCodec(codec->id())->name, raw_bytes, stored_bytes, absl::Now() - start);
-    for (size_t i = 0; i < n; ++i) batch[begin + i].run->OnEncoded(batch[begin + i], jobs[i]);
+    EncodeRange(*codec, absl::MakeConstSpan(batch).subspan(begin, end - begin));
     begin = end;
+  }
+}
+
+// Tasks of one codec. Each tile keeps the memory that it was encoded into, or that its
+// source is in when the codec would only copy it.
+void Pipeline::EncodeRange(const Codec& codec, absl::Span<const EncodeTask> tasks) {
+  thread_local Workspace workspace;
+  const size_t n = tasks.size();
+  std::vector<EncodeJob> finished(n), jobs;
+  std::vector<std::unique_ptr<uint8_t[]>> data(n);
+  std::vector<std::vector<ConstPlaneView>> planes;
+  std::vector<size_t> encoding;  // the jobs' places in tasks
+  planes.reserve(n);
+  uint64_t raw_bytes = 0, stored_bytes = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const EncodeTask& t = tasks[i];
+    const PutRun& run = *t.run;
+    const PutRun::Page& page = run.pages_[t.page];
+    const PutRun::Tile& tile = page.tiles[t.group];
+    const PutRun::Unit& unit = run.units_[run.group_units_[t.group]];
+    raw_bytes += 2 * uint64_t(unit.elements) * tile.tokens / unit.groups.size();
+    const size_t most = codec.MaxTileBytes(t.group, tile.tokens, run.params_.dtype);
+    data[i] = t.run->TakeStaging(t);
+    if (data[i] != nullptr) {
+      finished[i].bytes = most;
+      finished[i].certificate.predicted_kld = 0;
+      continue;
+    }
+    data[i].reset(new uint8_t[most]);
+    const Group range = codec.groups()[t.group];
+    planes.push_back(run.Views(page, range.layer_begin, range.layer_end, tile.token_begin));
+    EncodeJob job;
+    job.group = t.group;
+    job.tokens = tile.tokens;
+    job.source.dtype = run.params_.dtype;
+    job.source.planes = planes.back();
+    job.positions = run.Slice(run.positions_, page, tile.token_begin, tile.tokens);
+    job.token_ids = run.Slice(run.token_ids_, page, tile.token_begin, tile.tokens);
+    job.quality = run.quality_;
+    job.destination = absl::MakeSpan(data[i].get(), most);
+    jobs.push_back(job);
+    encoding.push_back(i);
+  }
+  const absl::Time start = absl::Now();
+  if (!jobs.empty()) {
+    const absl::Status status = codec.Encode(absl::MakeSpan(jobs), workspace);
+    for (size_t j = 0; j < jobs.size(); ++j) {
+      if (!status.ok() && jobs[j].status.ok()) jobs[j].status = status;
+      finished[encoding[j]] = jobs[j];
+    }
+  }
+  const absl::Duration took = absl::Now() - start;
+  for (const EncodeJob& job : finished) stored_bytes += job.bytes;
+  metrics_->Encoded(FindCodec(codec.id())->name, raw_bytes, stored_bytes, took);
+  for (size_t i = 0; i < n; ++i) {
+    const size_t most = finished[i].destination.size();
+    if (finished[i].status.ok() && finished[i].bytes < most - most / 8) {
+      std::unique_ptr<uint8_t[]> exact(new uint8_t[finished[i].bytes]);
+      std::memcpy(exact.get(), data[i].get(), finished[i].bytes);
+      data[i] = std::move(exact);
+    }
+    tasks[i].run->OnEncoded(tasks[i], finished[i], std::move(data[i]));
   }
 }
 

@@ -104,6 +104,7 @@ class Pipeline {
                                   const std::string& extra_key, uint64_t first_position,
                                   absl::Span<const uint32_t> token_ids) const;
   void RunEncodeBatch(std::vector<EncodeTask> batch);
+  void EncodeRange(const Codec& codec, absl::Span<const EncodeTask> tasks);
 
   SessionStore* const store_;
   ByteBudget* const budget_;

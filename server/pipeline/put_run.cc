@@ -473,8 +473,18 @@ void PutRun::Submit(int page, int unit) {
   }
 }
 
-// On an executor thread. The result is copied out of the batch's scratch memory.
-void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job) {
+std::unique_ptr<uint8_t[]> PutRun::TakeStaging(const EncodeTask& task) {
+  const int unit = group_units_[task.group];
+  if (!codec_->tile_is_source() || units_[unit].groups.size() != 1 ||
+      pages_[task.page].tiles[task.group].token_begin != 0) {
+    return nullptr;
+  }
+  return std::move(pages_[task.page].units[unit].data);
+}
+
+// On an executor thread.
+void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job,
+                       std::unique_ptr<uint8_t[]> data) {
   Page& page = pages_[task.page];
   Staging& st = page.units[group_units_[task.group]];
   bool page_done = false;
@@ -490,7 +500,8 @@ void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job) {
       }
     } else {
       Tile& tile = page.tiles[task.group];
-      tile.bytes.assign(job.destination.begin(), job.destination.begin() + job.bytes);
+      tile.data = std::move(data);
+      tile.bytes = job.bytes;
       tile.certificate = job.certificate;
       progress_.stored_bytes += job.bytes;
     }
@@ -526,7 +537,8 @@ void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> group
   bool certified = false;
   for (size_t g = 0; g < groups.size(); ++g) {
     const Tile& t = page.tiles[g];
-    tiles.push_back({static_cast<int>(g), t.token_begin, t.tokens, t.bytes, t.certificate});
+    tiles.push_back(
+        {static_cast<int>(g), t.token_begin, t.tokens, {t.data.get(), t.bytes}, t.certificate});
     if (t.certificate.predicted_kld >= 0) {
       certified = true;
       kld += t.certificate.predicted_kld;
@@ -607,7 +619,7 @@ absl::Status PutRun::CloseUnit(int page_index, int unit) {
 // An unsealed tail is kept in raw form: it will be encoded when its page is full.
 absl::Status PutRun::EncodeTail(Page& page) {
   const auto groups = raw_codec_->groups();
-  page.tiles.assign(groups.size(), Tile{});
+  page.tiles = std::vector<Tile>(groups.size());
   Workspace workspace;
   for (size_t g = 0; g < groups.size(); ++g) {
     Tile& tile = page.tiles[g];
@@ -618,18 +630,20 @@ absl::Status PutRun::EncodeTail(Page& page) {
     tile.tokens = page.tokens - tile.token_begin;
     if (tile.tokens == 0) continue;
     const auto planes = Views(page, groups[g].layer_begin, groups[g].layer_end, tile.token_begin);
-    tile.bytes.resize(raw_codec_->MaxTileBytes(static_cast<int>(g), tile.tokens, params_.dtype));
+    const size_t most =
+        raw_codec_->MaxTileBytes(static_cast<int>(g), tile.tokens, params_.dtype);
+    tile.data.reset(new uint8_t[most]);
     EncodeJob job;
     job.group = static_cast<int>(g);
     job.tokens = tile.tokens;
     job.source.dtype = params_.dtype;
     job.source.planes = planes;
     job.positions = Slice(positions_, page, tile.token_begin, tile.tokens);
-    job.destination = absl::MakeSpan(tile.bytes);
+    job.destination = absl::MakeSpan(tile.data.get(), most);
     absl::Status s = raw_codec_->Encode(absl::MakeSpan(&job, 1), workspace);
     if (s.ok()) s = job.status;
     if (!s.ok()) return s;
-    tile.bytes.resize(job.bytes);
+    tile.bytes = job.bytes;
   }
   FinishPage(page, CodecId::kRaw, groups);
   return absl::OkStatus();

@@ -92,7 +92,8 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
     int tiles_left = 0;                         // not encoded yet; under mu_
   };
   struct Tile {
-    std::vector<uint8_t> bytes;
+    std::unique_ptr<uint8_t[]> data;
+    size_t bytes = 0;
     int token_begin = 0, tokens = 0;
     Certificate certificate;
   };
@@ -127,7 +128,10 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   absl::Status CloseUnit(int page, int unit);
   absl::Status EncodeTail(Page& page);
   void Submit(int page, int unit);
-  void OnEncoded(const EncodeTask& task, const EncodeJob& job);
+  // `data`: the memory of job.destination, which the tile keeps.
+  void OnEncoded(const EncodeTask& task, const EncodeJob& job, std::unique_ptr<uint8_t[]> data);
+  // The staging of a unit, when it is what the tile's encoding would be; else null.
+  std::unique_ptr<uint8_t[]> TakeStaging(const EncodeTask& task);
   bool dead() const;  // an error or an abort: nothing of it will be stored
   void FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups);
   void MaybeCommit();

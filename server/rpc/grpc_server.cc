@@ -25,9 +25,11 @@
 namespace kvcask {
 
 void InitRuntime() {
-  // All three: setting one turns off glibc's own adjustment of the others. Without them
+  // All of these: setting one turns off glibc's own adjustment of the others. Without them
   // multi-megabyte buffers go back to the kernel after every message, and the page faults
-  // cost more than the transfer.
+  // cost more than the transfer. One arena, since the thresholds hold for the main one only:
+  // the others are unmapped as soon as they are free.
+  mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_TOP_PAD, 64 << 20);
