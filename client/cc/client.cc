@@ -211,6 +211,9 @@ absl::StatusOr<Client> Client::Connect(const std::string& address, ClientOptions
   args.SetMaxReceiveMessageSize(limit);
   args.SetMaxSendMessageSize(limit);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // http_proxy is for the web
+  // A connection of its own: gRPC would let all clients of a process share one, and one
+  // connection carries what one core can.
+  args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   if (options.tls && !options.tls->server_name.empty()) {
     args.SetSslTargetNameOverride(options.tls->server_name);
   }

@@ -14,7 +14,8 @@
 // (info, stat, list, lookup, profiles, OpenGet), what is idempotent (AddProfile,
 // DeleteSession with allow_missing), and PutRun as its comment says. Nothing else.
 //
-// Thread-safe; movable. Streams it opened keep the connection alive on their own.
+// One connection for each client; several clients carry more than one does. Thread-safe;
+// movable. Streams it opened keep the connection alive on their own.
 #pragma once
 
 #include <absl/status/status.h>

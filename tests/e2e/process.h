@@ -25,6 +25,7 @@ class Process {
   // All that is left of its stdout.
   std::string ReadAll(absl::Duration timeout);
   void Signal(int signal);
+  pid_t pid() const { return pid_; }
   // Its exit code, or 128 + the signal that ended it; none when it still runs after `timeout`.
   std::optional<int> Wait(absl::Duration timeout);
 
