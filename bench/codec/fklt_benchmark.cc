@@ -4,6 +4,7 @@
 //
 //   bazel run --config=opt //bench/codec:fklt_benchmark
 //   ... -- --profile=P.safetensors --cache=KV.safetensors      a real model's
+//   ... -- --profile=... --cache=... --bytes                   only the bytes of all its groups
 //
 // MB/s count the bf16 side, 10^6 bytes a second of this thread's CPU time, median of the rounds
 // (spread: from the least to the most). `of GEMM` is the share of the GEMM's speed: tiles of 128
@@ -11,6 +12,14 @@
 // tiles' own symbols, tables chosen and token classes included. `over ideal` is the stored
 // bytes over the cost of their symbols under the same tables. A tile that does not decode as it
 // should ends the program with status 1.
+#include <absl/strings/numbers.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+#include <absl/strings/strip.h>
+#include <cblas.h>
+#include <lz4.h>
+#include <zstd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -22,14 +31,6 @@
 #include <random>
 #include <string>
 #include <vector>
-
-#include <absl/strings/numbers.h>
-#include <absl/strings/str_cat.h>
-#include <absl/strings/str_format.h>
-#include <absl/strings/strip.h>
-#include <cblas.h>
-#include <lz4.h>
-#include <zstd.h>
 
 #include "codec/base/geometry_json.h"
 #include "codec/base/safetensors.h"
@@ -46,6 +47,7 @@ using fklt::FkltProfile;
 using fklt::GroupModel;
 
 int g_rounds = 9;
+int g_step_limit_shift = 0;
 std::string g_dump;  // a folder for the symbols of the first tiles
 
 void Die(const std::string& why) {
@@ -87,9 +89,9 @@ struct Data {
   Geometry geometry;
   std::shared_ptr<const Profile> profile;
   int group = 0;
-  int tokens = 0;                                // of the cache; pages of 128 of it
+  int tokens = 0;  // of the cache; pages of 128 of it
   uint32_t first_position = 0;
-  std::vector<std::vector<uint8_t>> planes;      // of the group's layers: [head][token][dim]
+  std::vector<std::vector<uint8_t>> planes;  // of the group's layers: [head][token][dim]
 };
 
 // A page's views.
@@ -214,9 +216,8 @@ void MeasureGeneral(const Data& data, Row* row) {
   all.resize(std::min<size_t>(all.size(), 8 << 20));
   std::vector<char> out(ZSTD_compressBound(all.size())), back(all.size());
   size_t size = 0;
-  row->zstd_encode = Measure(all.size(), [&] {
-    size = ZSTD_compress(out.data(), out.size(), all.data(), all.size(), 3);
-  });
+  row->zstd_encode = Measure(
+      all.size(), [&] { size = ZSTD_compress(out.data(), out.size(), all.data(), all.size(), 3); });
   row->zstd_ratio = static_cast<double>(all.size()) / size;
   row->zstd_decode =
       Measure(all.size(), [&] { ZSTD_decompress(back.data(), back.size(), out.data(), size); });
@@ -273,7 +274,7 @@ void Dump(const std::string& path, const FkltProfile& profile, const GroupModel&
 }
 
 Row Measure(const std::string& name, Data& data, Quality quality) {
-  auto made = MakeFkltCodec(SpecOf(data));
+  auto made = MakeFkltCodecWith(SpecOf(data), {RansPath::kBest, g_step_limit_shift});
   if (!made.ok()) Die(made.status().ToString());
   const Codec& codec = **made;
   const std::shared_ptr<const FkltProfile> profile = *FkltProfile::Read(data.profile);
@@ -343,9 +344,9 @@ Row Measure(const std::string& name, Data& data, Quality quality) {
   row.predicted = predicted;
   row.error = std::sqrt(error / energy);
   if (!(row.error < .9)) Die(absl::StrCat(name, ": relative error ", row.error));
-  row.rows = fklt::ActiveRows(g.sigma.data(), g.dimensions,
-                              profile->steps[static_cast<int>(quality) - 1], 0,
-                              profile->active_threshold);
+  row.rows =
+      fklt::ActiveRows(g.sigma.data(), g.dimensions, profile->steps[static_cast<int>(quality) - 1],
+                       0, profile->active_threshold);
   MeasureGemm(row.rows, g.dimensions, &row);
   MeasureEntropy(*profile, g, tiles, kPageTokens, &row);
   MeasureGeneral(data, &row);
@@ -357,6 +358,53 @@ Row Measure(const std::string& name, Data& data, Quality quality) {
   return row;
 }
 
+// Bytes of all groups at every step limit, sinks and tile headers included.
+void PrintBytes(std::vector<Data>& groups, Quality quality) {
+  std::printf("%s:", std::string(QualityName(quality)).c_str());
+  double first = 0;
+  for (int shift = 0; shift <= fklt::kMaxStepLimitShift; ++shift) {
+    auto codec = MakeFkltCodecWith(SpecOf(groups[0]), {RansPath::kBest, shift});
+    if (!codec.ok()) Die(codec.status().ToString());
+    Workspace workspace;
+    double bytes = 0, raw = 0, predicted = 0;
+    int tiles = 0, modes[3] = {};
+    for (Data& data : groups) {
+      const Group& group = (*codec)->groups()[data.group];
+      std::vector<uint8_t> out((*codec)->MaxTileBytes(data.group, kPageTokens, Dtype::kBf16));
+      for (int page = 0; page < data.tokens / kPageTokens; ++page) {
+        const auto planes =
+            ViewPlanes<const uint8_t>(data.geometry, group, data.tokens, data.planes, page);
+        std::vector<uint32_t> positions(kPageTokens);
+        for (int t = 0; t < kPageTokens; ++t) {
+          positions[t] = data.first_position + page * kPageTokens + t;
+        }
+        EncodeJob job;
+        job.group = data.group;
+        job.tokens = kPageTokens;
+        job.source.planes = planes;
+        job.positions = positions;
+        job.quality = quality;
+        job.destination = absl::MakeSpan(out);
+        (void)(*codec)->Encode({&job, 1}, workspace);
+        if (!job.status.ok()) Die(job.status.ToString());
+        bytes += job.bytes;
+        raw += out.size() - fklt::kRawHeaderBytes;
+        predicted += job.certificate.predicted_kld * groups.size();
+        ++tiles;
+        ++modes[out[0]];
+      }
+    }
+    if (shift == 0) {
+      first = bytes;
+      std::printf(" predicted KLD %.5f; %d tiles raw, %d coded, %d with sinks in 10 bits;",
+                  predicted / tiles, modes[0], modes[1], modes[2]);
+    }
+    std::printf(" step limit %d: %.0f bytes, %.2fx, %+.2f %%;", 512 >> shift, bytes, raw / bytes,
+                100 * (bytes / first - 1));
+  }
+  std::printf("\n");
+}
+
 std::string Speed(const Timing& t) {
   return absl::StrFormat("%.0f (%.0f-%.0f)", t.median / 1e6, t.least / 1e6, t.most / 1e6);
 }
@@ -364,9 +412,10 @@ std::string Speed(const Timing& t) {
 void Print(const Row& r) {
   std::printf("%s: D %d, %d rows at step class 0, %.0f symbols a token\n", r.name.c_str(),
               r.dimensions, r.rows, r.active);
-  std::printf("  ratio %.2f   predicted KLD of the tiles %.3g   relative RMS error %.4f   over ideal "
-              "%.2f %%\n",
-              r.ratio, r.predicted, r.error, 100 * r.over_ideal);
+  std::printf(
+      "  ratio %.2f   predicted KLD of the tiles %.3g   relative RMS error %.4f   over ideal "
+      "%.2f %%\n",
+      r.ratio, r.predicted, r.error, 100 * r.over_ideal);
   std::printf("  encode %s MB/s, %.0f %% of GEMM %s\n", Speed(r.encode).c_str(),
               100 * r.encode.median / r.gemm_forward.median, Speed(r.gemm_forward).c_str());
   std::printf("  decode %s MB/s, %.0f %% of GEMM %s\n", Speed(r.decode).c_str(),
@@ -374,16 +423,16 @@ void Print(const Row& r) {
   std::printf("  rANS encode %s M symbols/s, decode %s\n", Speed(r.rans_encode).c_str(),
               Speed(r.rans_decode).c_str());
   std::printf("  zstd -3: ratio %.2f, %s and %s MB/s; lz4: ratio %.2f, %s and %s MB/s\n",
-              r.zstd_ratio, Speed(r.zstd_encode).c_str(), Speed(r.zstd_decode).c_str(),
-              r.lz4_ratio, Speed(r.lz4_encode).c_str(), Speed(r.lz4_decode).c_str());
+              r.zstd_ratio, Speed(r.zstd_encode).c_str(), Speed(r.zstd_decode).c_str(), r.lz4_ratio,
+              Speed(r.lz4_encode).c_str(), Speed(r.lz4_decode).c_str());
   std::fflush(stdout);
 }
 
 // A made-up group of `layers` layers with about `active` coordinates.
 Data Synthetic(int layers, int heads, int head_dim, int active, int pages) {
   Data data;
-  data.geometry = UniformGeometry(layers, heads, head_dim,
-                                  StandardRope(RopeStyle::kRotateHalf, head_dim, 1e5));
+  data.geometry =
+      UniformGeometry(layers, heads, head_dim, StandardRope(RopeStyle::kRotateHalf, head_dim, 1e5));
   fklt::SyntheticOptions o;
   o.geometry = data.geometry;
   o.partition = fklt::LayerGroups(data.geometry, layers);
@@ -401,7 +450,8 @@ Data Synthetic(int layers, int heads, int head_dim, int active, int pages) {
   for (int l = 0; l < 2 * layers; ++l) {
     data.planes.emplace_back(int64_t{2} * heads * data.tokens * head_dim);
   }
-  std::vector<float> y(static_cast<size_t>(d) * 128), x(static_cast<size_t>(d) * 128), row(head_dim);
+  std::vector<float> y(static_cast<size_t>(d) * 128), x(static_cast<size_t>(d) * 128),
+      row(head_dim);
   for (int p = 0; p < pages; ++p) {
     std::vector<float> amplitude(128);
     for (float& a : amplitude) a = std::exp2(.3f * normal(rng));
@@ -477,6 +527,7 @@ int Main(int argc, char** argv) {
   std::string profile, cache;
   Quality quality = Quality::kBalanced;
   int most = 2;  // real groups to measure
+  bool bytes_only = false;
   for (int i = 1; i < argc; ++i) {
     absl::string_view arg = argv[i];
     if (absl::ConsumePrefix(&arg, "--profile=")) {
@@ -487,6 +538,10 @@ int Main(int argc, char** argv) {
       g_dump = std::string(arg);
     } else if (absl::ConsumePrefix(&arg, "--rounds=")) {
       if (!absl::SimpleAtoi(arg, &g_rounds) || g_rounds < 1) Die("--rounds=N");
+    } else if (absl::ConsumePrefix(&arg, "--step-limit-shift=")) {
+      if (!absl::SimpleAtoi(arg, &g_step_limit_shift)) Die("--step-limit-shift=0..2");
+    } else if (arg == "--bytes") {
+      bytes_only = true;
     } else if (absl::ConsumePrefix(&arg, "--groups=")) {
       if (!absl::SimpleAtoi(arg, &most)) Die("--groups=N");
     } else if (absl::ConsumePrefix(&arg, "--quality=")) {
@@ -502,6 +557,12 @@ int Main(int argc, char** argv) {
               openblas_get_corename());
   if (!profile.empty()) {
     std::vector<Data> groups = Real(profile, cache);
+    if (bytes_only) {
+      for (Quality q : {Quality::kNearLossless, Quality::kBalanced, Quality::kCompact}) {
+        PrintBytes(groups, q);
+      }
+      return 0;
+    }
     for (size_t g = 0; g < groups.size() && static_cast<int>(g) < most; ++g) {
       Print(Measure(absl::StrCat("group ", g), groups[g], quality));
     }
@@ -511,9 +572,9 @@ int Main(int argc, char** argv) {
     const char* name;
     int layers, heads, head_dim, active, pages;
   };
-  for (const Shape& s : {Shape{"synthetic 1x3x64", 1, 3, 64, 180, 16},
-                         Shape{"synthetic 4x3x64", 4, 3, 64, 550, 8},
-                         Shape{"synthetic 4x2x128", 4, 2, 128, 640, 8}}) {
+  for (const Shape& s :
+       {Shape{"synthetic 1x3x64", 1, 3, 64, 180, 16}, Shape{"synthetic 4x3x64", 4, 3, 64, 550, 8},
+        Shape{"synthetic 4x2x128", 4, 2, 128, 640, 8}}) {
     Data data = Synthetic(s.layers, s.heads, s.head_dim, s.active, s.pages);
     Print(Measure(s.name, data, quality));
   }

@@ -60,9 +60,9 @@ const uint8_t* ReadStates(absl::Span<const uint8_t> in, int lanes, uint32_t* x) 
 
 }  // namespace
 
-int SegmentLanes(int symbols) {
+int SegmentLanes(int symbols, int steps) {
   int lanes = 1;
-  while (lanes < kMaxLanes && lanes * 512 < symbols) lanes *= 2;
+  while (lanes < kMaxLanes && lanes * steps < symbols) lanes *= 2;
   return lanes;
 }
 

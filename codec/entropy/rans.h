@@ -20,8 +20,8 @@ inline constexpr int kMaxLanes = 32;               // frozen in the file format
 inline constexpr int kMaxSegmentSymbols = 16384;   // frozen in the file format
 inline constexpr uint32_t kRansInitial = 1u << 12; // frozen in the file format
 
-// Lanes of a segment of `symbols` symbols: the least power of two >= symbols / 512, 1..32.
-int SegmentLanes(int symbols);
+// Lanes of a segment of `symbols` symbols: the least power of two >= symbols / steps, 1..32.
+int SegmentLanes(int symbols, int steps = 512);
 
 // Bytes that a segment of `symbols` symbols never exceeds.
 constexpr size_t MaxSegmentBytes(int symbols) {

@@ -1,10 +1,10 @@
 #include "codec/fklt/fklt.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <absl/strings/str_cat.h>
 
 #include "codec/api/jobs.h"
 #include "codec/fklt/fklt_profile.h"
@@ -70,8 +70,9 @@ bool InShard(const Member& m, const ShardRange& s) {
 
 class FkltCodec : public Codec {
  public:
-  FkltCodec(Geometry geometry, std::shared_ptr<const FkltProfile> profile, RansPath path)
-      : geometry_(std::move(geometry)), profile_(std::move(profile)), path_(path) {}
+  FkltCodec(Geometry geometry, std::shared_ptr<const FkltProfile> profile,
+            const FkltOptions& options)
+      : geometry_(std::move(geometry)), profile_(std::move(profile)), options_(options) {}
 
   absl::Status AddGroups(const ShardRange& range) {
     for (size_t g = 0; g < profile_->groups.size(); ++g) {
@@ -80,10 +81,10 @@ class FkltCodec : public Codec {
       for (const Member& m : model.members) inside += InShard(m, range);
       if (inside == 0) continue;
       if (inside != model.members.size()) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "fklt profile: group ", g, " has ", inside, " of its ", model.members.size(),
-            " sub-vectors in shard ", range.index, " of ", range.count,
-            "; calibrate with groups that don't cross shards"));
+        return absl::FailedPreconditionError(
+            absl::StrCat("fklt profile: group ", g, " has ", inside, " of its ",
+                         model.members.size(), " sub-vectors in shard ", range.index, " of ",
+                         range.count, "; calibrate with groups that don't cross shards"));
       }
       auto coder = GroupCoder::Make(model, geometry_, range);
       if (!coder.ok()) return coder.status();
@@ -107,13 +108,13 @@ class FkltCodec : public Codec {
     for (EncodeJob& job : jobs) {
       job.bytes = 0;
       job.certificate = {};
-      const bool sizable = job.group >= 0 && static_cast<size_t>(job.group) < groups_.size() &&
-                           job.tokens >= 0;
+      const bool sizable =
+          job.group >= 0 && static_cast<size_t>(job.group) < groups_.size() && job.tokens >= 0;
       const size_t most = sizable ? MaxTileBytes(job.group, job.tokens, job.source.dtype) : 0;
       job.status = CheckEncodeJob(geometry_, groups_, job, most);
       if (!job.status.ok()) continue;
-      job.status =
-          fklt::EncodeTile(*profile_, *coders_[job.group], path_, &ropes, workspace, &job);
+      job.status = fklt::EncodeTile(*profile_, *coders_[job.group], options_.path,
+                                    options_.step_limit_shift, &ropes, workspace, &job);
       if (!job.status.ok()) job.bytes = 0;
     }
     return absl::OkStatus();
@@ -125,7 +126,7 @@ class FkltCodec : public Codec {
       job.status = CheckDecodeJob(geometry_, groups_, job);
       if (!job.status.ok()) continue;
       job.status =
-          fklt::DecodeTile(*profile_, *coders_[job.group], path_, &ropes, workspace, job);
+          fklt::DecodeTile(*profile_, *coders_[job.group], options_.path, &ropes, workspace, job);
     }
     return absl::OkStatus();
   }
@@ -133,7 +134,7 @@ class FkltCodec : public Codec {
  private:
   const Geometry geometry_;  // of the shard; coders point into it
   const std::shared_ptr<const FkltProfile> profile_;
-  const RansPath path_;
+  const FkltOptions options_;
   std::vector<Group> groups_;
   std::vector<std::unique_ptr<GroupCoder>> coders_;
 };
@@ -141,17 +142,23 @@ class FkltCodec : public Codec {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodec(const CodecSpec& spec) {
-  return MakeFkltCodecOnPath(spec, RansPath::kBest);
+  return MakeFkltCodecWith(spec, {});
 }
 
-absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodecOnPath(const CodecSpec& spec, RansPath path) {
+absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodecWith(const CodecSpec& spec,
+                                                         const FkltOptions& options) {
+  if (options.step_limit_shift < 0 || options.step_limit_shift > fklt::kMaxStepLimitShift) {
+    return absl::InvalidArgumentError(absl::StrCat("codec fklt: step limit 512 >> ",
+                                                   options.step_limit_shift,
+                                                   "; expected a shift of 0 to 2"));
+  }
   if (spec.profile == nullptr) {
     return absl::InvalidArgumentError("codec fklt needs a profile; calibrate the model first");
   }
   if (spec.profile->geometry().ComputeFingerprint() != spec.model.ComputeFingerprint()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("fklt profile ", spec.profile->name(), " is for another geometry: the cache's ",
-                     Difference(spec.model, spec.profile->geometry())));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "fklt profile ", spec.profile->name(), " is for another geometry: the cache's ",
+        Difference(spec.model, spec.profile->geometry())));
   }
   absl::StatusOr<Geometry> shard = SliceGeometry(spec.model, spec.shard);
   if (!shard.ok()) return shard.status();
@@ -159,7 +166,7 @@ absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodecOnPath(const CodecSpec& spec
   absl::StatusOr<std::shared_ptr<const FkltProfile>> profile = FkltProfile::Read(spec.profile);
   if (!profile.ok()) return profile.status();
   fklt::UseOneBlasThread();
-  auto codec = std::make_unique<FkltCodec>(*std::move(shard), *std::move(profile), path);
+  auto codec = std::make_unique<FkltCodec>(*std::move(shard), *std::move(profile), options);
   if (absl::Status s = codec->AddGroups(spec.shard); !s.ok()) return s;
   return codec;
 }

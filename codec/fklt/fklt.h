@@ -7,9 +7,9 @@
 // finer, at last as received.
 #pragma once
 
-#include <memory>
-
 #include <absl/status/statusor.h>
+
+#include <memory>
 
 #include "codec/api/codec.h"
 #include "codec/entropy/rans.h"
@@ -20,7 +20,14 @@ namespace kvcask {
 // FAILED_PRECONDITION: it is for another geometry, or a group of it crosses the shard's border.
 absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodec(const CodecSpec& spec);
 
-// The same on a path of the caller's choice, for tests and benchmarks.
-absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodecOnPath(const CodecSpec& spec, RansPath path);
+// What doesn't change what a tile means, for tests and benchmarks.
+struct FkltOptions {
+  RansPath path = RansPath::kBest;
+  // Lanes of at most 512 >> this steps, 0..2: shorter chains of dependent steps for a GPU, more
+  // bytes (FORMAT.md 3.1).
+  int step_limit_shift = 0;
+};
+absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodecWith(const CodecSpec& spec,
+                                                         const FkltOptions& options);
 
 }  // namespace kvcask

@@ -1,10 +1,10 @@
 #include "codec/fklt/fklt_reference.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-#include <absl/strings/str_cat.h>
 
 namespace kvcask::fklt {
 namespace {
@@ -140,7 +140,9 @@ std::vector<double> ReferenceInverse(const GroupModel& g, const std::vector<doub
   }
   for (const Member& m : g.members) {
     // L^T d = z, from the last element up.
-    auto l = [&](int i, int j) { return g.l[m.l_offset + static_cast<size_t>(i) * (i + 1) / 2 + j]; };
+    auto l = [&](int i, int j) {
+      return g.l[m.l_offset + static_cast<size_t>(i) * (i + 1) / 2 + j];
+    };
     std::vector<double> d(m.head_dim);
     for (int j = m.head_dim - 1; j >= 0; --j) {
       d[j] = z[m.offset + j];
@@ -154,7 +156,10 @@ std::vector<double> ReferenceInverse(const GroupModel& g, const std::vector<doub
 
 absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const GroupModel& g,
                                              absl::Span<const uint8_t> tile, int tokens) {
-  if (tile.size() < 6 || tile[0] != 1 || tile[1] >> 6 != 0) return absl::DataLossError("no tile");
+  if (tile.size() < 6 || tile[0] < 1 || tile[0] > 2 || tile[1] >> 6 > 2) {
+    return absl::DataLossError("no tile");
+  }
+  const int most_steps = 512 >> (tile[1] >> 6);
   ReferenceTile out;
   out.kcap = (tile[1] & 15) - 6;
   out.table_set = tile[1] >> 4 & 3;
@@ -170,7 +175,7 @@ absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const G
     return n;
   };
   const int groups = tile[4] | tile[5] << 8;
-  const int segments = (groups + 511) / 512;
+  const int segments = (groups + most_steps - 1) / most_steps;
   if (groups == 0) return absl::DataLossError("no symbols");
   const int each = (groups + segments - 1) / segments;
   size_t at = 6 + 2 * (segments - 1);
@@ -201,13 +206,13 @@ absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const G
     while (order.size() % 32 != 0) order.push_back({-3, 0});
   };
   for (int s = 0; s < segments; ++s) {
-    const size_t bytes = s + 1 < segments ? 2 * (tile[6 + 2 * s] | tile[7 + 2 * s] << 8)
-                                          : tile.size() - at;
+    const size_t bytes =
+        s + 1 < segments ? 2 * (tile[6 + 2 * s] | tile[7 + 2 * s] << 8) : tile.size() - at;
     if (bytes > tile.size() - at || bytes % 2 != 0) return absl::DataLossError("a segment's size");
     const size_t first = 32 * static_cast<size_t>(s) * each;
     const size_t end = std::min<size_t>(first + 32 * each, 32 * static_cast<size_t>(groups));
     size_t lanes = 1;
-    while (lanes < 32 && lanes * 512 < end - first) lanes *= 2;
+    while (lanes < 32 && lanes * most_steps < end - first) lanes *= 2;
     Lanes decoder(tile.subspan(at, bytes), static_cast<int>(lanes));
     for (size_t j = first; j < end; j += lanes) {
       if (j == class_symbols) {
@@ -237,6 +242,28 @@ absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const G
     at += bytes;
   }
   return out;
+}
+
+size_t ReferenceSinkBytes(const GroupModel& g, int sinks) {
+  return g.members.size() * sinks + (static_cast<size_t>(g.dimensions) * sinks * 10 + 7) / 8;
+}
+
+Matrix ReferenceSinks(const GroupModel& g, int sinks, absl::Span<const uint8_t> bytes) {
+  Matrix x(sinks, std::vector<double>(g.mu.begin(), g.mu.end()));
+  const size_t exponents = g.members.size() * sinks;
+  const size_t elements = static_cast<size_t>(g.dimensions) * sinks;
+  size_t vector = 0, element = 0;
+  for (const Member& m : g.members) {
+    for (int t = 0; t < sinks; ++t) {
+      const double step = std::exp2((bytes[vector++] - 192) / 8.0);
+      for (int i = 0; i < m.head_dim; ++i, ++element) {
+        const int high = bytes[exponents + element];
+        const int low = bytes[exponents + elements + element / 4] >> (2 * (element % 4)) & 3;
+        x[t][m.offset + i] += (4 * high + low - 512) * step;
+      }
+    }
+  }
+  return x;
 }
 
 Matrix ReferenceDequantise(const FkltProfile& profile, const ReferenceTile& tile) {
@@ -300,6 +327,17 @@ double ReferenceCertificate(const FkltProfile& profile, const GroupModel& g, int
     sum += .5 * ReferenceAnalyse(g, y[t]).sensitivity * error;
   }
   return profile.kappa[preset] * sum / all_tokens + g.bf16_floor;
+}
+
+double ReferenceSinkCertificate(const FkltProfile& profile, const GroupModel& g, int preset,
+                                int all_tokens, const Matrix& x, const Matrix& decoded_x) {
+  double sum = 0;
+  for (size_t t = 0; t < x.size(); ++t) {
+    std::vector<double> error(g.mu.begin(), g.mu.end());  // so that its z is L^T (x - x^)
+    for (int i = 0; i < g.dimensions; ++i) error[i] += x[t][i] - decoded_x[t][i];
+    for (double y : ReferenceForward(g, error)) sum += .5 * 2048 * y * y;
+  }
+  return profile.kappa[preset] * sum / all_tokens;
 }
 
 }  // namespace kvcask::fklt

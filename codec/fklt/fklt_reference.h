@@ -4,11 +4,11 @@
 // Works on un-rotated vectors: [tokens][D], the coded tokens of one tile.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include <absl/status/statusor.h>
 #include <absl/types/span.h>
+
+#include <cstdint>
+#include <vector>
 
 #include "codec/fklt/fklt_profile.h"
 
@@ -26,15 +26,19 @@ struct ReferenceTile {
   int step_exponent = 0;
   int kcap = 0;
   int table_set = 0;
-  std::vector<int> amplitude;         // [T]
-  std::vector<int> step;              // [T]
-  std::vector<std::vector<int>> q;    // [T][D]; rows that are not there are 0
+  std::vector<int> amplitude;           // [T]
+  std::vector<int> step;                // [T]
+  std::vector<std::vector<int>> q;      // [T][D]; rows that are not there are 0
   std::vector<std::vector<int>> table;  // [T][D]: class, -1 where absent
 };
 
 // Decodes segments by searching and dividing. Empty when the bytes are not a coded tile.
 absl::StatusOr<ReferenceTile> ReferenceParse(const FkltProfile& profile, const GroupModel& g,
                                              absl::Span<const uint8_t> tile, int tokens);
+
+// The sinks of a tile of mode 2: how many bytes they take at its end, and x^ of each.
+size_t ReferenceSinkBytes(const GroupModel& g, int sinks);
+Matrix ReferenceSinks(const GroupModel& g, int sinks, absl::Span<const uint8_t> bytes);
 
 // y^ of a tile, and x^.
 Matrix ReferenceDequantise(const FkltProfile& profile, const ReferenceTile& tile);
@@ -50,8 +54,11 @@ ReferenceToken ReferenceAnalyse(const GroupModel& g, const std::vector<double>& 
 double ReferenceAmplitude(const FkltProfile& profile, const GroupModel& g,
                           const ReferenceTile& tile, int token, const std::vector<double>& y);
 
-// The certificate (FORMAT.md 5.4), from what was put and what came back.
+// The certificate (FORMAT.md 5.4), from what was put and what came back; sinks add theirs
+// (5.5), from their x.
 double ReferenceCertificate(const FkltProfile& profile, const GroupModel& g, int preset,
                             int all_tokens, const Matrix& y, const Matrix& decoded_y);
+double ReferenceSinkCertificate(const FkltProfile& profile, const GroupModel& g, int preset,
+                                int all_tokens, const Matrix& x, const Matrix& decoded_x);
 
 }  // namespace kvcask::fklt

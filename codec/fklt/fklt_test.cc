@@ -1,11 +1,11 @@
 #include "codec/fklt/fklt.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
-
-#include <gtest/gtest.h>
 
 #include "codec/fklt/fklt_reference.h"
 #include "codec/fklt/synthetic_profile.h"
@@ -148,13 +148,13 @@ TestCache MakeCache(const Codec& codec, int group, int tokens, Dtype dtype,
   return TestCache(codec.geometry(), g.layer_begin, g.layer_end, tokens, dtype, layout);
 }
 
-// Un-rotated vectors of the tokens of a cache that are no sinks.
+// Un-rotated vectors of the tokens of a cache that are no sinks, or that are.
 Matrix CodedVectors(const Fixture& f, int group, const TestCache& cache,
-                    const std::vector<uint32_t>& positions) {
+                    const std::vector<uint32_t>& positions, bool sinks = false) {
   const GroupModel& g = f.profile->groups[group];
   Matrix out;
   for (int t = 0; t < cache.tokens(); ++t) {
-    if (positions[t] < f.profile->sinks) continue;
+    if ((positions[t] < f.profile->sinks) != sinks) continue;
     std::vector<double> x(g.dimensions);
     for (const Member& m : g.members) {
       for (int d = 0; d < m.head_dim; ++d) {
@@ -196,13 +196,34 @@ void CheckAgainstReference(const Fixture& f, int group, Dtype dtype, int tokens,
   ASSERT_TRUE(tile.status.ok()) << tile.status;
   const Matrix x = CodedVectors(f, group, cache, positions);
   const int coded = static_cast<int>(x.size());
-  ASSERT_EQ(tile.bytes[0], 1) << "a coded tile";
-  const size_t sink_bytes =
-      static_cast<size_t>(tokens - coded) * g.dimensions * DtypeSize(dtype);
-  const auto parsed = fklt::ReferenceParse(
-      *f.profile, g,
-      absl::MakeConstSpan(tile.bytes).subspan(0, tile.bytes.size() - sink_bytes), coded);
+  const int sinks = tokens - coded;
+  const bool quantised = tile.bytes[0] == 2;
+  ASSERT_TRUE(quantised ? sinks > 0 : tile.bytes[0] == 1) << "a coded tile";
+  const size_t sink_bytes = quantised
+                                ? fklt::ReferenceSinkBytes(g, sinks)
+                                : static_cast<size_t>(sinks) * g.dimensions * DtypeSize(dtype);
+  const size_t split = tile.bytes.size() - sink_bytes;
+  const absl::Span<const uint8_t> bytes(tile.bytes);
+  const auto parsed = fklt::ReferenceParse(*f.profile, g, bytes.first(split), coded);
   ASSERT_TRUE(parsed.ok()) << parsed.status();
+  Matrix decoded_sinks;
+  double sink_certificate = 0;
+  if (quantised) {
+    decoded_sinks = fklt::ReferenceSinks(g, sinks, bytes.subspan(split));
+    const Matrix put = CodedVectors(f, group, cache, positions, true);
+    sink_certificate = fklt::ReferenceSinkCertificate(*f.profile, g, 1, tokens, put, decoded_sinks);
+    for (int t = 0; t < sinks; ++t) {
+      for (const Member& m : g.members) {
+        double largest = 0;
+        for (int d = m.offset; d < m.offset + m.head_dim; ++d) {
+          largest = std::max(largest, std::fabs(put[t][d] - g.mu[d]));
+        }
+        for (int d = m.offset; d < m.offset + m.head_dim; ++d) {
+          ASSERT_NEAR(decoded_sinks[t][d], put[t][d], largest / 511 * .6 + 1e-6) << "sink " << t;
+        }
+      }
+    }
+  }
 
   // The integers are those of double arithmetic but at a rounding edge.
   const Matrix y = Forward(g, x);
@@ -222,31 +243,31 @@ void CheckAgainstReference(const Fixture& f, int group, Dtype dtype, int tokens,
   // The certificate is the error that double arithmetic finds, up to the sketch's noise.
   const Matrix decoded_y = fklt::ReferenceDequantise(*f.profile, *parsed);
   const double certificate =
-      fklt::ReferenceCertificate(*f.profile, g, 1, tokens, y, decoded_y);
+      fklt::ReferenceCertificate(*f.profile, g, 1, tokens, y, decoded_y) + sink_certificate;
   EXPECT_NEAR(tile.predicted, certificate, (coded > 30 ? .3 : .6) * certificate);
   *sums = {sums->predicted + tile.predicted / certificate, sums->tiles + 1};
 
   // What comes back is what double arithmetic gives.
   TestCache back = MakeCache(*f.codec, group, tokens, Dtype::kF32, layout);
-  DecodeJob job =
-      MakeDecodeJob(*f.codec, group, tokens, dtype, tile.bytes, positions, &back);
+  DecodeJob job = MakeDecodeJob(*f.codec, group, tokens, dtype, tile.bytes, positions, &back);
   ASSERT_TRUE(DecodeOne(*f.codec, job).ok()) << job.status;
   EXPECT_TRUE(back.PaddingIntact());
   Matrix want = fklt::ReferenceDecode(*f.profile, g, *parsed);
   const int first_layer = f.codec->groups()[group].layer_begin;
-  int coded_index = 0;
+  int coded_index = 0, sink_index = 0;
   for (int t = 0; t < tokens; ++t) {
     const bool sink = positions[t] < f.profile->sinks;
+    const bool exact = sink && !quantised;
     std::vector<double> v;
-    if (!sink) {
-      v = want[coded_index++];
+    if (!exact) {
+      v = sink ? decoded_sinks[sink_index++] : want[coded_index++];
       Turn(f.spec.model, g, positions[t], 1, &v);
     }
     for (const Member& m : g.members) {
       for (int d = 0; d < m.head_dim; ++d) {
         const int plane = PlaneOf(g, m, first_layer);
         const float got = back.Get(plane, m.head, t, d);
-        if (sink) {
+        if (exact) {
           ASSERT_EQ(got, cache.Get(plane, m.head, t, d)) << "sink " << t;
         } else {
           ASSERT_NEAR(got, v[m.offset + d], 2e-4 * (1 + std::fabs(v[m.offset + d])))
@@ -290,7 +311,7 @@ TEST(FkltTest, PathsAreBitIdentical) {
   const Geometry g = UniformGeometry(2, 3, 64, StandardRope(RopeStyle::kRotateHalf, 64, 10000));
   for (int layers : {1, 2}) {
     const Fixture f(Options(g, fklt::LayerGroups(g, layers)));
-    auto portable = MakeFkltCodecOnPath(f.spec, RansPath::kPortable);
+    auto portable = MakeFkltCodecWith(f.spec, {RansPath::kPortable, 0});
     ASSERT_TRUE(portable.ok());
     for (int tokens : {128, 124, 40, 5}) {
       std::mt19937 rng(tokens);
@@ -330,8 +351,8 @@ TEST(FkltTest, AnyTokensAndLayersOfATileDecodeAlone) {
       const int tb = rng() % 101, te = tb + rng() % (101 - tb);
       const int lb = group.layer_begin + rng() % (group.layer_end - group.layer_begin + 1);
       const int le = lb + rng() % (group.layer_end - lb + 1);
-      SCOPED_TRACE(testing::Message() << "tokens " << tb << ".." << te << " layers " << lb << ".."
-                                      << le);
+      SCOPED_TRACE(testing::Message()
+                   << "tokens " << tb << ".." << te << " layers " << lb << ".." << le);
       TestCache part(f.codec->geometry(), lb, le, te - tb, Dtype::kF32, Layout::kPadded);
       DecodeJob job = MakeDecodeJob(*f.codec, 0, 100, Dtype::kBf16, tile.bytes, positions, &part);
       job.token_begin = tb;
@@ -401,6 +422,7 @@ TEST(FkltTest, SinksAreKnownByPositionWhereverTheyStand) {
       EXPECT_EQ(std::memcmp(cache.At(p, 1, t, 0), back.At(p, 1, t, 0), 32), 0) << t;
     }
   }
+  EXPECT_EQ(tile.bytes[0], 1);
   // A tile of sinks alone is as it was received.
   const std::vector<uint32_t> sinks = {0, 1, 2, 3};
   TestCache four = MakeCache(*f.codec, 0, 4, Dtype::kBf16);
@@ -411,6 +433,147 @@ TEST(FkltTest, SinksAreKnownByPositionWhereverTheyStand) {
   DecodeJob again = MakeDecodeJob(*f.codec, 0, 4, Dtype::kBf16, raw.bytes, sinks, &same);
   ASSERT_TRUE(DecodeOne(*f.codec, again).ok());
   EXPECT_EQ(FirstDifference(four, same), "");
+}
+
+TEST(FkltTest, SinksTakeTenBitsWhereThatIsCheap) {
+  const Geometry g = SmallGeometry();
+  const Fixture f(Options(g, fklt::LayerGroups(g, 2)));
+  const GroupModel& model = f.profile->groups[0];
+  std::mt19937 rng(31);
+  for (Dtype dtype : {Dtype::kBf16, Dtype::kF32}) {
+    for (double amplitude : {1.0 / 64, 64.0}) {  // small: errors far below those of the others
+      SCOPED_TRACE(testing::Message() << DtypeName(dtype) << " amplitude " << amplitude);
+      const std::vector<uint32_t> positions = PositionsFrom(1, 100);  // three sinks
+      TestCache cache = MakeCache(*f.codec, 0, 100, dtype);
+      Fill(f, 0, positions, rng, &cache);
+      for (int t = 0; t < 3; ++t) {
+        std::vector<double> x = fklt::DrawToken(model, amplitude, rng);
+        Turn(g, model, positions[t], 1, &x);
+        for (const Member& m : model.members) {
+          for (int d = 0; d < m.head_dim; ++d) {
+            cache.Set(PlaneOf(model, m, 0), m.head, t, d, static_cast<float>(x[m.offset + d]));
+          }
+        }
+      }
+      const Encoded tile = EncodeWith(*f.codec, 0, cache, positions);
+      ASSERT_TRUE(tile.status.ok()) << tile.status;
+      EXPECT_EQ(tile.bytes[0], amplitude < 1 ? 2 : 1);
+      if (amplitude > 1) continue;
+      // Every part of the tile decodes alone, the sinks too, and at another position.
+      TestCache back = MakeCache(*f.codec, 0, 100, Dtype::kF32);
+      TestCache there = MakeCache(*f.codec, 0, 100, Dtype::kF32);
+      DecodeJob all = MakeDecodeJob(*f.codec, 0, 100, dtype, tile.bytes, positions, &back);
+      ASSERT_TRUE(DecodeOne(*f.codec, all).ok()) << all.status;
+      DecodeJob moved = MakeDecodeJob(*f.codec, 0, 100, dtype, tile.bytes, positions, &there);
+      moved.position_offset = 77;
+      ASSERT_TRUE(DecodeOne(*f.codec, moved).ok());
+      TestCache part(f.codec->geometry(), 1, 2, 2, Dtype::kF32, Layout::kPadded);
+      DecodeJob some = MakeDecodeJob(*f.codec, 0, 100, dtype, tile.bytes, positions, &part);
+      some.token_begin = 1;
+      some.token_end = 3;
+      some.layer_begin = 1;
+      some.layer_end = 2;
+      ASSERT_TRUE(DecodeOne(*f.codec, some).ok()) << some.status;
+      EXPECT_TRUE(part.PaddingIntact());
+      for (int t = 0; t < 3; ++t) {
+        std::vector<double> x(model.dimensions);
+        for (const Member& m : model.members) {
+          for (int d = 0; d < m.head_dim; ++d) {
+            const float got = back.Get(PlaneOf(model, m, 0), m.head, t, d);
+            x[m.offset + d] = got;
+            if (m.layer == 1 && t >= 1) {
+              EXPECT_EQ(part.Get(PlaneOf(model, m, 1), m.head, t - 1, d), got);
+            }
+          }
+        }
+        Turn(g, model, 77, 1, &x);
+        for (const Member& m : model.members) {
+          for (int d = 0; d < m.head_dim; ++d) {
+            ASSERT_NEAR(there.Get(PlaneOf(model, m, 0), m.head, t, d), x[m.offset + d], 1e-4);
+          }
+        }
+      }
+      // The same bytes are no tile where there are no sinks.
+      const std::vector<uint32_t> later = PositionsFrom(500, 100);
+      DecodeJob wrong = MakeDecodeJob(*f.codec, 0, 100, dtype, tile.bytes, later, &back);
+      EXPECT_EQ(DecodeOne(*f.codec, wrong).code(), absl::StatusCode::kDataLoss);
+      // Nor cut short within the sinks.
+      const std::vector<uint8_t> cut(tile.bytes.begin(), tile.bytes.end() - 1);
+      DecodeJob less = MakeDecodeJob(*f.codec, 0, 100, dtype, cut, positions, &back);
+      EXPECT_EQ(DecodeOne(*f.codec, less).code(), absl::StatusCode::kDataLoss);
+    }
+  }
+}
+
+TEST(FkltTest, UnusedBitsBehindTheSinksAreRefused) {
+  const Geometry g = UniformGeometry(1, 1, 2, StandardRope(RopeStyle::kRotateHalf, 2, 10000));
+  fklt::SyntheticOptions o = Options(g, fklt::OneStreamGroups(g));
+  o.active = 1;
+  const Fixture f(o);
+  std::mt19937 rng(32);
+  const std::vector<uint32_t> positions = PositionsFrom(3, 60);  // one sink: two elements
+  TestCache cache = MakeCache(*f.codec, 0, 60, Dtype::kBf16);
+  Fill(f, 0, positions, rng, &cache);
+  for (int p = 0; p < cache.planes(); ++p) {
+    for (int d = 0; d < 2; ++d) cache.Set(p, 0, 0, d, 0);
+  }
+  Encoded tile = EncodeWith(*f.codec, 0, cache, positions);
+  ASSERT_TRUE(tile.status.ok());
+  tile.bytes.resize(tile.bytes.size() - (tile.bytes[0] == 2 ? 4 : 2 * 2));
+  tile.bytes[0] = 2;
+  for (uint8_t byte : {192, 128, 128}) tile.bytes.push_back(byte);  // exponent, high bits
+  TestCache back = MakeCache(*f.codec, 0, 60, Dtype::kBf16);
+  for (int low : {0x00, 0x0f, 0x10, 0x80}) {
+    std::vector<uint8_t> bytes = tile.bytes;
+    bytes.push_back(static_cast<uint8_t>(low));
+    DecodeJob job = MakeDecodeJob(*f.codec, 0, 60, Dtype::kBf16, bytes, positions, &back);
+    const absl::Status status = DecodeOne(*f.codec, job);
+    EXPECT_EQ(status.code(), low < 16 ? absl::StatusCode::kOk : absl::StatusCode::kDataLoss)
+        << status;
+  }
+}
+
+TEST(FkltTest, ShorterSegmentsHoldTheSameIntegers) {
+  const Geometry g = UniformGeometry(2, 3, 64, StandardRope(RopeStyle::kRotateHalf, 64, 10000));
+  const Fixture f(Options(g, fklt::LayerGroups(g, 2)));
+  std::mt19937 rng(33);
+  const std::vector<uint32_t> positions = PositionsFrom(300, 128);
+  TestCache cache = MakeCache(*f.codec, 0, 128, Dtype::kBf16);
+  Fill(f, 0, positions, rng, &cache);
+  const Encoded whole = EncodeWith(*f.codec, 0, cache, positions);
+  const auto want = fklt::ReferenceParse(*f.profile, f.profile->groups[0], whole.bytes, 128);
+  ASSERT_TRUE(want.ok());
+  size_t before = whole.bytes.size();
+  for (int shift : {1, 2}) {
+    std::vector<uint8_t> bytes;
+    for (RansPath path : {RansPath::kPortable, RansPath::kBest}) {
+      auto codec = MakeFkltCodecWith(f.spec, {path, shift});
+      ASSERT_TRUE(codec.ok()) << codec.status();
+      const Encoded tile = EncodeWith(**codec, 0, cache, positions);
+      EXPECT_EQ(tile.bytes[1] >> 6, shift);
+      if (!bytes.empty()) {
+        EXPECT_EQ(tile.bytes, bytes);
+      }
+      bytes = tile.bytes;
+    }
+    EXPECT_GT(bytes.size(), before);
+    EXPECT_LT(bytes.size(), whole.bytes.size() * 1.08);
+    before = bytes.size();
+    const auto got = fklt::ReferenceParse(*f.profile, f.profile->groups[0], bytes, 128);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_EQ(got->q, want->q);
+    TestCache a = MakeCache(*f.codec, 0, 128, Dtype::kF32);
+    TestCache b = MakeCache(*f.codec, 0, 128, Dtype::kF32);
+    DecodeJob ja = MakeDecodeJob(*f.codec, 0, 128, Dtype::kBf16, whole.bytes, positions, &a);
+    DecodeJob jb = MakeDecodeJob(*f.codec, 0, 128, Dtype::kBf16, bytes, positions, &b);
+    ASSERT_TRUE(DecodeOne(*f.codec, ja).ok());
+    ASSERT_TRUE(DecodeOne(*f.codec, jb).ok());
+    EXPECT_EQ(FirstDifference(a, b), "");
+  }
+  for (int shift : {-1, 3}) {
+    EXPECT_EQ(MakeFkltCodecWith(f.spec, {RansPath::kBest, shift}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
 }
 
 TEST(FkltTest, QualitiesTradeBytesForError) {
@@ -540,8 +703,8 @@ TEST(FkltTest, OddInputsRoundTrip) {
   }
 }
 
-// FORMAT.md's targets: 4 % over the ideal code length under the same tables for whole pages, 9 % for
-// tiles under 2 KB.
+// FORMAT.md's targets: 4 % over the ideal code length under the same tables for whole pages, 9 %
+// for tiles under 2 KB.
 TEST(FkltTest, TilesAreCloseToTheirIdealCodeLength) {
   const Geometry g = UniformGeometry(4, 2, 64, StandardRope(RopeStyle::kRotateHalf, 64, 10000));
   for (const fklt::Partition& partition :
@@ -608,7 +771,8 @@ TEST(FkltTest, DamageIsSeenByTheChunkAndHarmlessToTheDecoder) {
     // And the tile itself, as if checksums had been made for it.
     std::vector<uint8_t> tile = encoded[i % 2].bytes;
     const int flips = 1 + rng() % 3;
-    for (int k = 0; k < flips; ++k) tile[rng() % tile.size()] ^= static_cast<uint8_t>(1 << rng() % 8);
+    for (int k = 0; k < flips; ++k)
+      tile[rng() % tile.size()] ^= static_cast<uint8_t>(1 << rng() % 8);
     if (rng() % 4 == 0) tile.resize(rng() % (tile.size() + 1));
     const std::vector<uint8_t> exact(tile);  // no spare capacity behind it
     TestCache back = MakeCache(*f.codec, i % 2, 128, Dtype::kBf16, Layout::kPadded);

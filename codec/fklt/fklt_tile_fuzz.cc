@@ -17,15 +17,15 @@ const Codec& FuzzCodec(RansPath path) {
   static const std::shared_ptr<const Profile> profile =
       ParseOrDie(fklt::MakeSyntheticProfile(fklt::TinyOptions()));
   auto make = [](RansPath p) {
-    return MakeFkltCodecOnPath({profile->geometry(), {0, 1, 0, 2, 0, 2}, profile}, p)->release();
+    return MakeFkltCodecWith({profile->geometry(), {0, 1, 0, 2, 0, 2}, profile}, {p, 0})->release();
   };
   static const Codec* const portable = make(RansPath::kPortable);
   static const Codec* const best = make(RansPath::kBest);
   return path == RansPath::kPortable ? *portable : *best;
 }
 
-absl::Status DecodeOne(const Codec& codec, absl::Span<const uint8_t> tile,
-                       TestCache* out, DecodeJob job) {
+absl::Status DecodeOne(const Codec& codec, absl::Span<const uint8_t> tile, TestCache* out,
+                       DecodeJob job) {
   job.destination = out->view();
   job.tile = tile;
   Workspace workspace;
@@ -45,7 +45,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   DecodeJob job;
   job.tokens = 1 + data[1] % 128;
   job.source_dtype = static_cast<Dtype>(1 + data[2] % 3);
-  const std::vector<uint32_t> positions = PositionsFrom(data[0] % 2 ? data[0] % 8 : 500, job.tokens);
+  const std::vector<uint32_t> positions = PositionsFrom(data[0] % 2     ? data[0] % 8
+                                                        : data[0] == 16 ? 0
+                                                                        : 500,
+                                                        job.tokens);
   job.positions = positions;
   job.token_begin = data[3] % job.tokens;
   job.token_end = job.token_begin + 1 + data[4] % (job.tokens - job.token_begin);

@@ -1,13 +1,16 @@
-// Bytes that must never change within a version of the format: FORMAT.md's revision 0, not frozen
-// until a GPU has read them.
+// Bytes that must never change within a version of the format: FORMAT.md's revision 1.
+#include <gtest/gtest.h>
+
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <string>
 
-#include <gtest/gtest.h>
-
+#include "codec/fklt/fklt.h"
 #include "codec/fklt/fklt_reference.h"
 #include "codec/fklt/golden_tiles.h"
+#include "codec/format/chunk.h"
+#include "codec/testing/test_cache.h"
 
 namespace kvcask::fklt {
 namespace {
@@ -35,7 +38,7 @@ std::vector<RansPath> Paths() {
 TEST(GoldenTest, EveryPathWritesTheGoldenBytes) {
   const auto profile = TinyProfile();
   for (int i = 0; i < kGoldenTiles; ++i) {
-    const std::vector<uint8_t> want = ReadTestdata("golden_v0_" + std::to_string(i) + ".tile");
+    const std::vector<uint8_t> want = ReadTestdata("golden_v1_" + std::to_string(i) + ".tile");
     for (RansPath path : Paths()) {
       GoldenTile tile = MakeGoldenTile(*profile, i);
       EXPECT_EQ(WriteGoldenTile(*profile, tile, path), want) << i << " " << RansPathName(path);
@@ -46,16 +49,20 @@ TEST(GoldenTest, EveryPathWritesTheGoldenBytes) {
 TEST(GoldenTest, EveryPathReadsTheGoldenIntegers) {
   const auto profile = TinyProfile();
   for (int i = 0; i < kGoldenTiles; ++i) {
-    const std::vector<uint8_t> bytes = ReadTestdata("golden_v0_" + std::to_string(i) + ".tile");
+    const std::vector<uint8_t> bytes = ReadTestdata("golden_v1_" + std::to_string(i) + ".tile");
     const GoldenTile want = MakeGoldenTile(*profile, i);
+    const absl::Span<const uint8_t> coded =
+        absl::MakeConstSpan(bytes).first(bytes.size() - want.sinks.size());
     for (RansPath path : Paths()) {
       TileHeader header;
       ASSERT_TRUE(ReadTileHeader(bytes, 1, &header).ok());
+      EXPECT_EQ(header.mode, want.sink_tokens > 0 ? kCodedSinksMode : kCodedMode);
+      EXPECT_EQ(header.step_limit_shift, want.header.step_limit_shift);
       GoldenTile got;
       got.symbol_classes.resize(want.symbol_classes.size());
       got.symbols.resize(want.symbols.size());
       const absl::Status status =
-          ReadTile(bytes, header, ModelOf(*profile), want.tokens, &got.layout, &got.classes,
+          ReadTile(coded, header, ModelOf(*profile), want.tokens, &got.layout, &got.classes,
                    got.symbol_classes.data(), got.symbols.data(), path);
       ASSERT_TRUE(status.ok()) << i << ": " << status;
       ASSERT_EQ(got.layout.symbols(), want.layout.symbols());
@@ -66,7 +73,7 @@ TEST(GoldenTest, EveryPathReadsTheGoldenIntegers) {
         }
       }
     }
-    const auto reference = ReferenceParse(*profile, profile->groups[0], bytes, want.tokens);
+    const auto reference = ReferenceParse(*profile, profile->groups[0], coded, want.tokens);
     ASSERT_TRUE(reference.ok()) << i << ": " << reference.status();
     for (int t = 0; t < want.tokens; ++t) {
       EXPECT_EQ(reference->amplitude[t], want.classes.amplitude[t]);
@@ -75,18 +82,67 @@ TEST(GoldenTest, EveryPathReadsTheGoldenIntegers) {
   }
 }
 
+TEST(GoldenTest, EveryPathDecodesTheGoldenChunk) {
+  const auto profile = TinyProfile();
+  const std::vector<uint8_t> bytes = ReadTestdata("golden_v1.chunk");
+  EXPECT_EQ(MakeGoldenChunk(*profile), bytes);
+  const auto chunk = ParseChunk(bytes, Verify::kAll);
+  ASSERT_TRUE(chunk.ok()) << chunk.status();
+  const GroupModel& g = profile->groups[0];
+  const GoldenTile want = MakeGoldenTile(*profile, kGoldenTileWithSinks);
+  const absl::Span<const uint8_t> tile = chunk->tile(0);
+  const size_t split = tile.size() - want.sinks.size();
+  const auto parsed = ReferenceParse(*profile, g, tile.first(split), want.tokens);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  Matrix x = ReferenceSinks(g, want.sink_tokens, tile.subspan(split));
+  for (std::vector<double>& v : ReferenceDecode(*profile, g, *parsed)) x.push_back(std::move(v));
+  const Geometry& geometry = profile->file->geometry();
+  for (RansPath path : Paths()) {
+    auto codec = MakeFkltCodecWith({geometry, {0, 1, 0, 2, 0, 2}, profile->file}, {path, 0});
+    ASSERT_TRUE(codec.ok()) << codec.status();
+    TestCache back(geometry, 0, 2, kMaxTokens, Dtype::kF32, Layout::kContiguous);
+    DecodeJob job;
+    job.tokens = job.token_end = kMaxTokens;
+    job.tile = tile;
+    job.positions = chunk->header.positions;
+    job.layer_end = 2;
+    job.destination = back.view();
+    Workspace workspace;
+    ASSERT_TRUE((*codec)->Decode({&job, 1}, workspace).ok());
+    ASSERT_TRUE(job.status.ok()) << job.status;
+    for (const Member& m : g.members) {
+      const int plane = 2 * m.layer + (m.stream == StreamKind::kV);
+      for (int t = 0; t < kMaxTokens; ++t) {
+        const double* const v = &x[t][m.offset];
+        for (int i = 0; i < 16; ++i) {
+          double want_value = v[i];
+          if (m.stream == StreamKind::kK) {
+            const double angle = t * geometry.layers[m.layer].rope.inv_freq[i % 8];
+            want_value = i < 8 ? v[i] * std::cos(angle) - v[i + 8] * std::sin(angle)
+                               : v[i - 8] * std::sin(angle) + v[i] * std::cos(angle);
+          }
+          ASSERT_NEAR(back.Get(plane, m.head, t, i), want_value, 1e-4 * (1 + std::fabs(want_value)))
+              << RansPathName(path) << " token " << t << " plane " << plane << " element " << i;
+        }
+      }
+    }
+  }
+}
+
 // Golden errors: what must be refused, whoever reads it.
 TEST(GoldenTest, BrokenTilesAreRefused) {
   const auto profile = TinyProfile();
-  const std::vector<uint8_t> good = ReadTestdata("golden_v0_0.tile");
+  const std::vector<uint8_t> good = ReadTestdata("golden_v1_0.tile");
   struct Case {
     const char* what;
     size_t at;
     uint8_t value;
   };
-  const Case cases[] = {{"mode 2", 0, 2},        {"reserved flag", 1, 0x4c}, {"kcap 9", 1, 0x0f},
-                        {"table set 1", 1, 0x1c}, {"step 2^(4080/8)", 3, 0x0f}, {"groups", 4, 1},
-                        {"groups", 5, 0xff},      {"an exponent", 6, 0xff}};
+  const Case cases[] = {{"mode 3", 0, 3},         {"step limit 512 >> 3", 1, 0xcc},
+                        {"kcap 9", 1, 0x0f},      {"another step limit", 1, 0x8c},
+                        {"table set 1", 1, 0x1c}, {"step 2^(4080/8)", 3, 0x0f},
+                        {"groups", 4, 1},         {"groups", 5, 0xff},
+                        {"an exponent", 6, 0xff}};
   for (const Case& c : cases) {
     std::vector<uint8_t> bad = good;
     bad[c.at] = c.value;

@@ -23,12 +23,17 @@ void WriteAll(const std::string& folder) {
   for (int i = 0; i < kGoldenTiles; ++i) {
     GoldenTile tile = MakeGoldenTile(**profile, i);
     std::vector<uint8_t> bytes = WriteGoldenTile(**profile, tile, RansPath::kPortable);
-    Write(folder + "/golden_v0_" + std::to_string(i) + ".tile", bytes);
+    Write(folder + "/golden_v1_" + std::to_string(i) + ".tile", bytes);
     // As a fuzz input: what is asked for, then the tile.
-    const uint8_t ask[8] = {0, static_cast<uint8_t>(tile.tokens - 1), 0, 0, 255, 128, 0, 0};
+    const int tokens = tile.tokens + tile.sink_tokens;
+    const uint8_t first = static_cast<uint8_t>(tile.sink_tokens == 0   ? 0
+                                               : tile.sink_tokens == 4 ? 16
+                                                                       : 1);
+    const uint8_t ask[8] = {first, static_cast<uint8_t>(tokens - 1), 0, 0, 255, 128, 0, 0};
     bytes.insert(bytes.begin(), ask, ask + 8);
     if (bytes.size() < 20000) Write(folder + "/fuzz_tile_" + std::to_string(i), bytes);
   }
+  Write(folder + "/golden_v1.chunk", MakeGoldenChunk(**profile));
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 #include "codec/fklt/tile.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 #include <cassert>
 #include <cstring>
-
-#include <absl/strings/str_cat.h>
 
 namespace kvcask::fklt {
 namespace {
@@ -47,12 +47,11 @@ void SymbolLayout::Reset(const TileModel& model, const TileHeader& header, int t
   const int dimensions = static_cast<int>(model.sigma.size());
   for (int p = 0; p < tokens; ++p) {
     const int k = step[token_at_[p]];
-    rows_at_[p] = p > 0 && k == step[token_at_[p - 1]]
-                      ? rows_at_[p - 1]
-                      : static_cast<int16_t>(ActiveRows(model.sigma.data(), dimensions,
-                                                        header.step_exponent,
-                                                        std::min(k, header.kcap),
-                                                        model.active_threshold));
+    rows_at_[p] =
+        p > 0 && k == step[token_at_[p - 1]]
+            ? rows_at_[p - 1]
+            : static_cast<int16_t>(ActiveRows(model.sigma.data(), dimensions, header.step_exponent,
+                                              std::min(k, header.kcap), model.active_threshold));
   }
   const int rows = rows_at_[0];  // the finest token has the most
   offsets_.resize(rows + 1);
@@ -114,16 +113,17 @@ size_t SegmentScratchBytes() { return MaxSegmentBytes(kSegmentSymbols); }
 void WriteRawHeader(uint8_t* out) { std::memset(out, 0, kRawHeaderBytes); }
 
 size_t WriteTile(const TileHeader& header, const TableSet& tables, const TokenClasses& tokens,
-                 const SymbolLayout& layout, uint8_t* classes, int16_t* symbols,
-                 uint8_t* scratch, uint8_t* out, size_t limit, RansPath path) {
+                 const SymbolLayout& layout, uint8_t* classes, int16_t* symbols, uint8_t* scratch,
+                 uint8_t* out, size_t limit, RansPath path) {
   const int n = layout.tokens();
   const int groups = layout.groups();
   if (groups > kMaxGroups) return 0;
-  const SegmentCut cut = CutSegments(groups);
+  const SegmentCut cut = CutSegments(groups, header.step_limit_shift);
   size_t at = kHeaderBytes + 2 * static_cast<size_t>(cut.segments - 1);
   if (at > limit) return 0;
-  out[0] = kCodedMode;
-  out[1] = static_cast<uint8_t>((header.kcap + kMaxStepClass) | header.table_set << 4);
+  out[0] = static_cast<uint8_t>(header.mode);
+  out[1] = static_cast<uint8_t>((header.kcap + kMaxStepClass) | header.table_set << 4 |
+                                header.step_limit_shift << 6);
   PutU16(header.step_exponent, out + 2);
   PutU16(groups, out + 4);
   FillClassSymbols(n, layout.offset(0), classes);
@@ -137,8 +137,9 @@ size_t WriteTile(const TileHeader& header, const TableSet& tables, const TokenCl
   std::memset(symbols + end, 0, (layout.symbols() - end) * sizeof(int16_t));
   for (int s = 0; s < cut.segments; ++s) {
     const size_t begin = static_cast<size_t>(s) * cut.groups_each * kGroupSymbols;
-    const size_t count = std::min<size_t>(cut.groups_each * kGroupSymbols, layout.symbols() - begin);
-    const size_t bytes = EncodeSegment(tables, SegmentLanes(static_cast<int>(count)),
+    const size_t count =
+        std::min<size_t>(cut.groups_each * kGroupSymbols, layout.symbols() - begin);
+    const size_t bytes = EncodeSegment(tables, SegmentLanes(static_cast<int>(count), cut.steps),
                                        {classes + begin, count}, symbols + begin, scratch, path);
     if (bytes > limit - at || bytes / 2 > 0xffff) return 0;
     std::memcpy(out + at, scratch, bytes);
@@ -155,12 +156,17 @@ absl::Status ReadTileHeader(absl::Span<const uint8_t> tile, int table_sets, Tile
     if (tile[1] != 0 || tile[2] != 0 || tile[3] != 0) return Lost("reserved bytes are not zero");
     return absl::OkStatus();
   }
-  if (header->mode != kCodedMode) return Lost("mode ", header->mode, "; expected 0 or 1");
+  if (header->mode != kCodedMode && header->mode != kCodedSinksMode) {
+    return Lost("mode ", header->mode, "; expected 0, 1 or 2");
+  }
   if (tile.size() < kHeaderBytes) return Lost(tile.size(), " bytes; expected a header of 6");
   header->kcap = (tile[1] & 15) - kMaxStepClass;
   header->table_set = tile[1] >> 4 & 3;
   header->step_exponent = static_cast<int16_t>(GetU16(tile.data() + 2));
-  if (tile[1] >> 6 != 0) return Lost("reserved flags are set: ", int{tile[1]});
+  header->step_limit_shift = tile[1] >> 6;
+  if (header->step_limit_shift > kMaxStepLimitShift) {
+    return Lost("step limit 512 >> ", header->step_limit_shift, "; expected a shift of 0 to 2");
+  }
   if (header->kcap > kMaxStepClass) return Lost("kcap ", header->kcap, "; expected at most 6");
   if (header->table_set >= table_sets) {
     return Lost("table set ", header->table_set, "; the profile has ", table_sets);
@@ -184,7 +190,7 @@ absl::Status ReadTile(absl::Span<const uint8_t> tile, const TileHeader& header,
       total > SymbolLayout::MaxSymbols(tokens, static_cast<int>(model.sigma.size()))) {
     return Lost(header.groups, " groups of symbols for ", tokens, " tokens");
   }
-  const SegmentCut cut = CutSegments(header.groups);
+  const SegmentCut cut = CutSegments(header.groups, header.step_limit_shift);
   size_t at = kHeaderBytes + 2 * static_cast<size_t>(cut.segments - 1);
   if (tile.size() < at) return Lost(tile.size(), " bytes; expected ", cut.segments, " segments");
   for (int s = 0; s < cut.segments; ++s) {
@@ -195,9 +201,11 @@ absl::Status ReadTile(absl::Span<const uint8_t> tile, const TileHeader& header,
       return Lost("segment ", s, " of ", bytes, " bytes at ", at, " of ", tile.size());
     }
     size_t begin = static_cast<size_t>(s) * cut.groups_each * kGroupSymbols;
-    const size_t end = std::min(begin + static_cast<size_t>(cut.groups_each) * kGroupSymbols, total);
+    const size_t end =
+        std::min(begin + static_cast<size_t>(cut.groups_each) * kGroupSymbols, total);
     SegmentDecoder decoder;
-    if (!decoder.Open(tile.subspan(at, bytes), SegmentLanes(static_cast<int>(end - begin)), path)) {
+    const int lanes = SegmentLanes(static_cast<int>(end - begin), cut.steps);
+    if (!decoder.Open(tile.subspan(at, bytes), lanes, path)) {
       return Lost("segment ", s, " of ", bytes, " bytes: broken lane states");
     }
     if (s == 0) {
@@ -219,7 +227,8 @@ absl::Status ReadTile(absl::Span<const uint8_t> tile, const TileHeader& header,
     if (!decoder.Decode(tables, {classes + begin, end - begin}, symbols + begin)) {
       return Lost("segment ", s, " ends early");
     }
-    if (!decoder.Finished()) return Lost("segment ", s, ": lanes do not end in their initial state");
+    if (!decoder.Finished())
+      return Lost("segment ", s, ": lanes do not end in their initial state");
     at += bytes;
   }
   return absl::OkStatus();

@@ -4,12 +4,12 @@
 // Thread-safe: values and pure functions.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/types/span.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/types/span.h>
 
 #include "codec/entropy/rans.h"
 #include "codec/fklt/tile_layout.h"
@@ -27,6 +27,7 @@ struct TileHeader {
   int mode = kCodedMode;
   int kcap = 0;
   int table_set = 0;
+  int step_limit_shift = 0;  // 0..2: a lane has at most 512 >> this steps
   int step_exponent = 0;
   int groups = 0;  // of 32 symbols; WriteTile sets it
 };
@@ -75,8 +76,8 @@ void SortTokens(const int8_t* step, int tokens, uint8_t* token_at);
 // or 0 when they would exceed `limit` or a field. `out` has `limit` bytes; `scratch`
 // SegmentScratchBytes().
 size_t WriteTile(const TileHeader& header, const TableSet& tables, const TokenClasses& tokens,
-                 const SymbolLayout& layout, uint8_t* classes, int16_t* symbols,
-                 uint8_t* scratch, uint8_t* out, size_t limit, RansPath path = RansPath::kBest);
+                 const SymbolLayout& layout, uint8_t* classes, int16_t* symbols, uint8_t* scratch,
+                 uint8_t* out, size_t limit, RansPath path = RansPath::kBest);
 size_t SegmentScratchBytes();
 void WriteRawHeader(uint8_t* out);
 

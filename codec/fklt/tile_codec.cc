@@ -1,24 +1,27 @@
 #include "codec/fklt/tile_codec.h"
 
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
 
-#include <absl/strings/str_cat.h>
-
 #include "codec/api/jobs.h"
 #include "codec/base/strided.h"
 #include "codec/fklt/quantise.h"
 #include "codec/fklt/received.h"
+#include "codec/fklt/sinks.h"
 #include "codec/fklt/tile.h"
 
 namespace kvcask::fklt {
 namespace {
 
-constexpr float kLargestElement = 65504;  // of fp16: GPU backends compute in it
-constexpr int kFinerSteps = 2;            // attempts after the first, an octave each
+constexpr float kLargestElement = 65504;   // of fp16: GPU backends compute in it
+constexpr int kFinerSteps = 2;             // attempts after the first, an octave each
+constexpr double kSinkSensitivity = 2048;  // FORMAT.md 5.5
+constexpr double kMostSinkShare = .25;
 
 // Cuts a workspace into typed, aligned pieces: run once to measure, once to cut.
 class Arena {
@@ -40,7 +43,7 @@ class Arena {
 
 struct Scratch {
   float* head;  // [tokens][max head_dim]
-  float* x;     // [tokens][D]
+  float* x;     // [tokens][D], encode: the coded ones, then the sinks
   float* x2;    // [tokens][D], encode: by place
   float* y;     // [D + sketch blocks][kMaxTokens]
   uint8_t* classes;
@@ -69,9 +72,7 @@ Scratch TakeScratch(const GroupCoder& group, int tokens, Workspace& workspace) {
   return s;
 }
 
-int PresetOf(Quality q) {
-  return q == Quality::kNearLossless ? 0 : q == Quality::kCompact ? 2 : 1;
-}
+int PresetOf(Quality q) { return q == Quality::kNearLossless ? 0 : q == Quality::kCompact ? 2 : 1; }
 
 TileModel ModelOf(const FkltProfile& profile, const GroupCoder& group) {
   return {group.model().sigma, profile.table_sets, profile.active_threshold};
@@ -93,12 +94,32 @@ absl::Status FindNonFinite(const GroupCoder& group, const EncodeJob& job) {
   return absl::OkStatus();
 }
 
-// x - mu of the coded tokens, K un-rotated, into x [coded][D]. False when an element of any token
-// is not finite or one of a coded token leaves fp16's range.
-bool LoadCentred(const GroupCoder& group, const EncodeJob& job, absl::Span<const TokenRun> runs,
-                 absl::Span<const TokenRun> sinks, RopeCache* ropes, float* head, float* x) {
+// What of a tile fits fp16's range once K is un-rotated and mu subtracted.
+struct Fit {
+  bool coded = true;  // false also when an element of any token is not finite
+  bool sinks = true;
+};
+
+// x - mu, K un-rotated, into x [coded, then sinks][D].
+Fit LoadCentred(const GroupCoder& group, const EncodeJob& job, absl::Span<const TokenRun> runs,
+                absl::Span<const TokenRun> sinks, RopeCache* ropes, float* head, float* x) {
   const int d = group.dimensions();
-  int outside = 0;
+  int outside = 0, sinks_outside = 0;
+  auto centre = [&](const MemberPlace& m, const TokenRun& run, float* rows) {
+    const float* __restrict mu = group.model().mu.data() + m.offset;
+    int far = 0;
+    for (int t = run.begin; t < run.end; ++t) {
+      const float* __restrict from = head + static_cast<size_t>(t) * m.head_dim;
+      float* __restrict to = rows + static_cast<size_t>(run.index + t - run.begin) * d + m.offset;
+      for (int i = 0; i < m.head_dim; ++i) {
+        const float v = from[i] - mu[i];
+        far |= !(std::fabs(v) <= kLargestElement);
+        to[i] = v;
+      }
+    }
+    return far;
+  };
+  float* const sink_rows = x + static_cast<size_t>(CountTokens(runs)) * d;
   for (const MemberPlace& m : group.members()) {
     LoadHead(job.source, m.plane, m.head, 0, job.tokens, m.head_dim, head);
     for (const TokenRun& run : sinks) {
@@ -110,21 +131,10 @@ bool LoadCentred(const GroupCoder& group, const EncodeJob& job, absl::Span<const
       const RopeTable& table = ropes->Get(m, job.positions, 0, RopeDirection::kUnrotate);
       ApplyRope(*m.rope, table, job.tokens, m.head_dim, head);
     }
-    const float* __restrict mu = group.model().mu.data() + m.offset;
-    for (const TokenRun& run : runs) {
-      for (int t = run.begin; t < run.end; ++t) {
-        const float* __restrict from = head + static_cast<size_t>(t) * m.head_dim;
-        float* __restrict to =
-            x + static_cast<size_t>(run.index + t - run.begin) * d + m.offset;
-        for (int i = 0; i < m.head_dim; ++i) {
-          const float v = from[i] - mu[i];
-          outside |= !(std::fabs(v) <= kLargestElement);
-          to[i] = v;
-        }
-      }
-    }
+    for (const TokenRun& run : runs) outside |= centre(m, run, x);
+    for (const TokenRun& run : sinks) sinks_outside |= centre(m, run, sink_rows);
   }
-  return outside == 0;
+  return {outside == 0, sinks_outside == 0};
 }
 
 void EncodeRaw(const GroupCoder& group, EncodeJob* job) {
@@ -140,10 +150,11 @@ void EncodeRaw(const GroupCoder& group, EncodeJob* job) {
 class TileEncoder {
  public:
   TileEncoder(const FkltProfile& profile, const GroupCoder& group, RansPath path,
-              const Scratch& scratch, int preset, int tokens, int all_tokens)
+              int step_limit_shift, const Scratch& scratch, int preset, int tokens, int all_tokens)
       : profile_(profile),
         group_(group),
         path_(path),
+        step_limit_shift_(step_limit_shift),
         s_(scratch),
         preset_(preset),
         tokens_(tokens),
@@ -194,12 +205,13 @@ class TileEncoder {
     header.kcap = kcap_;
     header.table_set = profile_.preset_table_set[preset_];
     header.step_exponent = i;
+    header.step_limit_shift = step_limit_shift_;
     layout_.Reset(model_, header, tokens_, classes_.step);
     ComputeRows();
     PlaceScales scales;
-    ChooseAmplitudes(ActiveRows(model_.sigma.data(), group_.dimensions(), i, 0,
-                                profile_.active_threshold),
-                     scales.terms);
+    ChooseAmplitudes(
+        ActiveRows(model_.sigma.data(), group_.dimensions(), i, 0, profile_.active_threshold),
+        scales.terms);
     for (int p = 0; p < tokens_; ++p) {
       const int k = classes_.step[layout_.token_at(p)];
       scales.step[p] = StepOf(i, k);
@@ -265,8 +277,8 @@ class TileEncoder {
     group_.Sketch(first, tokens_, s_.x2, sketch, kMaxTokens);
     for (int b = first; b < group_.sketch_blocks(); ++b) {
       const int over = layout_.PlacesOver(b * kBlock);
-      AddToAmplitude(sketch + static_cast<size_t>(b - first) * kMaxTokens + over, tokens_ - over,
-                     1, error + over, path_);
+      AddToAmplitude(sketch + static_cast<size_t>(b - first) * kMaxTokens + over, tokens_ - over, 1,
+                     error + over, path_);
     }
   }
 
@@ -292,6 +304,7 @@ class TileEncoder {
   const FkltProfile& profile_;
   const GroupCoder& group_;
   const RansPath path_;
+  const int step_limit_shift_;
   const Scratch s_;
   const int preset_, tokens_, all_tokens_;
   const TileModel model_;
@@ -301,6 +314,32 @@ class TileEncoder {
   SymbolLayout layout_;
   float weight_[kMaxTokens];  // by place
 };
+
+// Appends the sinks to a coded tile and their cost to its certificate: in 10 bits where that
+// is cheap in bytes and in nats, else as received.
+void AddSinks(const FkltProfile& profile, const GroupCoder& group, int preset,
+              absl::Span<const TokenRun> runs, bool fit, const Scratch& s, int coded,
+              EncodeJob* job) {
+  const GroupModel& model = group.model();
+  const int sinks = CountTokens(runs);
+  uint8_t* const out = job->destination.data() + job->bytes;
+  const size_t received =
+      static_cast<size_t>(model.dimensions) * sinks * DtypeSize(job->source.dtype);
+  const size_t bytes = SinkBytes(model, sinks);
+  if (fit && bytes < received) {
+    const double loss =
+        profile.kappa[preset] * kSinkSensitivity / job->tokens *
+        QuantiseSinks(model, sinks, s.x + static_cast<size_t>(coded) * model.dimensions, out);
+    const double predicted = job->certificate.predicted_kld + loss;
+    if (loss <= kMostSinkShare * predicted && predicted <= model.largest_kld[preset]) {
+      job->destination[0] = kCodedSinksMode;
+      job->bytes += bytes;
+      job->certificate.predicted_kld = predicted;
+      return;
+    }
+  }
+  job->bytes += KeepReceived(group, job->source, runs, out);
+}
 
 // Copies the wanted elements of the members in [first, last) of the group to the destination,
 // keys turned. Token t of the wanted ones is row row_of[t] of x [rows][columns].
@@ -326,9 +365,9 @@ void StoreMembers(const GroupCoder& group, int first, int last, const DecodeJob&
     for (const TokenRun& run : runs) {
       const TokenRun part = Clip(run, job);
       if (part.begin == part.end) continue;
-      StoreHead(head + static_cast<size_t>(part.index - first_index) * m.head_dim,
-                job.destination, plane, m.head, part.begin - job.token_begin,
-                part.end - job.token_begin, m.head_dim);
+      StoreHead(head + static_cast<size_t>(part.index - first_index) * m.head_dim, job.destination,
+                plane, m.head, part.begin - job.token_begin, part.end - job.token_begin,
+                m.head_dim);
     }
   }
 }
@@ -376,14 +415,36 @@ void Invert(const GroupCoder& group, const SymbolLayout& layout, const WantedPla
   }
 }
 
+// Writes the wanted of the sinks x [sinks][D] to the destination.
+void StoreSinks(const GroupCoder& group, absl::Span<const TokenRun> runs, const DecodeJob& job,
+                float* head, const float* x) {
+  std::vector<uint32_t> positions;
+  std::vector<int> row_of;
+  for (const TokenRun& run : runs) {
+    const TokenRun part = Clip(run, job);
+    for (int t = part.begin; t < part.end; ++t) {
+      positions.push_back(job.positions[t]);
+      row_of.push_back(part.index + t - part.begin);
+    }
+  }
+  if (row_of.empty()) return;
+  RopeCache ropes;  // of its own: the caller's holds the coded tokens' tables
+  const absl::Span<const MemberPlace> members = group.members();
+  for (int i = 0; i < static_cast<int>(members.size()); ++i) {
+    if (WantedPlane(group, members[i], job) < 0) continue;
+    StoreMembers(group, i, i + 1, job, runs, row_of[0], group.dimensions(), positions,
+                 row_of.data(), &ropes, head, x + members[i].offset);
+  }
+}
+
 absl::Status DecodeCoded(const FkltProfile& profile, const GroupCoder& group, RansPath path,
                          const TileHeader& header, absl::Span<const uint8_t> tile,
                          absl::Span<const TokenRun> runs, RopeCache* ropes, const Scratch& s,
                          const DecodeJob& job) {
   SymbolLayout layout;
   TokenClasses classes;
-  absl::Status status = ReadTile(tile, header, ModelOf(profile, group), CountTokens(runs),
-                                 &layout, &classes, s.classes, s.symbols, path);
+  absl::Status status = ReadTile(tile, header, ModelOf(profile, group), CountTokens(runs), &layout,
+                                 &classes, s.classes, s.symbols, path);
   if (!status.ok()) return status;
   // The wanted tokens, among the coded.
   int first = -1, last = -1;
@@ -445,12 +506,14 @@ const RopeTable& RopeCache::Get(const MemberPlace& member, absl::Span<const uint
 }
 
 absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,
-                        RopeCache* ropes, Workspace& workspace, EncodeJob* job) {
+                        int step_limit_shift, RopeCache* ropes, Workspace& workspace,
+                        EncodeJob* job) {
   const std::vector<TokenRun> coded = ListRuns(job->positions, profile.sinks, false);
   const std::vector<TokenRun> sinks = ListRuns(job->positions, profile.sinks, true);
   const int preset = PresetOf(job->quality);
   const Scratch s = TakeScratch(group, job->tokens, workspace);
-  if (!LoadCentred(group, *job, coded, sinks, ropes, s.head, s.x)) {
+  const Fit fit = LoadCentred(group, *job, coded, sinks, ropes, s.head, s.x);
+  if (!fit.coded) {
     if (absl::Status status = FindNonFinite(group, *job); !status.ok()) return status;
     EncodeRaw(group, job);
     return absl::OkStatus();
@@ -460,16 +523,16 @@ absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, Ran
     const size_t element = DtypeSize(job->source.dtype);
     const size_t token_bytes = static_cast<size_t>(group.dimensions()) * element;
     const size_t limit = kRawHeaderBytes + token_bytes * tokens - 1;  // below the raw form
-    TileEncoder encoder(profile, group, path, s, preset, tokens, job->tokens);
+    TileEncoder encoder(profile, group, path, step_limit_shift, s, preset, tokens, job->tokens);
     encoder.Analyse();
     for (int finer = 0; finer <= kFinerSteps; ++finer) {
       double predicted;
       const size_t bytes = encoder.Encode(profile.steps[preset] - 8 * finer,
                                           job->destination.data(), limit, &predicted);
       if (bytes == 0) continue;
-      job->bytes =
-          bytes + KeepReceived(group, job->source, sinks, job->destination.data() + bytes);
+      job->bytes = bytes;
       job->certificate.predicted_kld = predicted;
+      if (!sinks.empty()) AddSinks(profile, group, preset, sinks, fit.sinks, s, tokens, job);
       return absl::OkStatus();
     }
   }
@@ -484,13 +547,12 @@ absl::Status DecodeTile(const FkltProfile& profile, const GroupCoder& group, Ran
       ReadTileHeader(job.tile, static_cast<int>(profile.table_sets.size()), &header);
   if (!status.ok()) return status;
   const Scratch s = TakeScratch(group, job.tokens, workspace);
-  const size_t token_bytes =
-      static_cast<size_t>(group.dimensions()) * DtypeSize(job.source_dtype);
+  const size_t token_bytes = static_cast<size_t>(group.dimensions()) * DtypeSize(job.source_dtype);
   if (header.mode == kRawMode) {
     const size_t expected = kRawHeaderBytes + token_bytes * job.tokens;
     if (job.tile.size() != expected) {
-      return absl::DataLossError(absl::StrCat("fklt tile: raw, of ", job.tile.size(),
-                                              " bytes; expected ", expected));
+      return absl::DataLossError(
+          absl::StrCat("fklt tile: raw, of ", job.tile.size(), " bytes; expected ", expected));
     }
     const TokenRun all[] = {{0, job.tokens, 0}};
     RestoreReceived(group, job.tile.subspan(kRawHeaderBytes), all, job, s.head);
@@ -498,16 +560,27 @@ absl::Status DecodeTile(const FkltProfile& profile, const GroupCoder& group, Ran
   }
   const std::vector<TokenRun> coded = ListRuns(job.positions, profile.sinks, false);
   const std::vector<TokenRun> sinks = ListRuns(job.positions, profile.sinks, true);
-  const size_t kept = token_bytes * CountTokens(sinks);
+  const bool quantised = header.mode == kCodedSinksMode;
+  const int sink_tokens = CountTokens(sinks);
+  if (quantised && sinks.empty()) {
+    return absl::DataLossError("fklt tile: mode 2, sinks in 10 bits, where there are none");
+  }
+  const size_t kept = quantised ? SinkBytes(group.model(), sink_tokens) : token_bytes * sink_tokens;
   if (coded.empty() || job.tile.size() - kHeaderBytes < kept) {
-    return absl::DataLossError(absl::StrCat("fklt tile: ", job.tile.size(), " bytes, of which ",
-                                            kept, " would be sinks as received"));
+    return absl::DataLossError(
+        absl::StrCat("fklt tile: ", job.tile.size(), " bytes, of which ", kept, " would be sinks"));
   }
   const size_t split = job.tile.size() - kept;
-  status = DecodeCoded(profile, group, path, header, job.tile.subspan(0, split), coded, ropes, s,
-                       job);
+  status =
+      DecodeCoded(profile, group, path, header, job.tile.subspan(0, split), coded, ropes, s, job);
   if (!status.ok()) return status;
-  RestoreReceived(group, job.tile.subspan(split), sinks, job, s.head);
+  if (!quantised) {
+    RestoreReceived(group, job.tile.subspan(split), sinks, job, s.head);
+    return absl::OkStatus();
+  }
+  status = DequantiseSinks(group.model(), sink_tokens, job.tile.subspan(split), s.x);
+  if (!status.ok()) return status;
+  StoreSinks(group, sinks, job, s.head, s.x);
   return absl::OkStatus();
 }
 

@@ -4,9 +4,9 @@
 // Thread-safe: pure functions, given a workspace and rope tables of the caller's own.
 #pragma once
 
-#include <vector>
-
 #include <absl/status/status.h>
+
+#include <vector>
 
 #include "codec/api/codec.h"
 #include "codec/entropy/rans.h"
@@ -32,7 +32,8 @@ class RopeCache {
 
 // The job has passed CheckEncodeJob. Sets bytes and certificate.
 absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,
-                        RopeCache* ropes, Workspace& workspace, EncodeJob* job);
+                        int step_limit_shift, RopeCache* ropes, Workspace& workspace,
+                        EncodeJob* job);
 
 // The job has passed CheckDecodeJob.
 absl::Status DecodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,

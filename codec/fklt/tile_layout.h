@@ -16,7 +16,9 @@ namespace kvcask::fklt {
 // Frozen in the file format.
 inline constexpr int kMaxTokens = 128;
 inline constexpr int kMaxDimensions = 16384;
-inline constexpr int kSegmentSymbols = 16384;
+inline constexpr int kMaxLaneSteps = 512;
+inline constexpr int kMaxStepLimitShift = 2;
+inline constexpr int kSegmentSymbols = 16384;  // of the longest segment
 inline constexpr int kGroupSymbols = 32;
 inline constexpr int kClasses = 40;
 inline constexpr int kMaxStepClass = 6;  // and the least is -6
@@ -25,7 +27,11 @@ inline constexpr int kHeaderBytes = 6;  // of a coded tile
 inline constexpr int kMaxGroups = 65535;
 inline constexpr int kMinStepExponent = -900;
 inline constexpr int kMaxStepExponent = 900;
-enum TileMode : uint8_t { kRawMode = 0, kCodedMode = 1 };
+enum TileMode : uint8_t {
+  kRawMode = 0,
+  kCodedMode = 1,       // sinks as received
+  kCodedSinksMode = 2,  // sinks in 10 bits
+};
 
 // Number of coordinates that a token of step class k has: those with
 // sigma[r] - 2 i + 8 k >= threshold. sigma never rises.
@@ -61,15 +67,16 @@ KVCASK_HOST_DEVICE inline int ClassSymbols(int tokens) {
   return (2 * tokens + kGroupSymbols - 1) / kGroupSymbols * kGroupSymbols;
 }
 
-// How the groups of 32 symbols are cut.
+// How the groups of 32 symbols are cut, for lanes of at most 512 >> step_limit_shift steps.
 struct SegmentCut {
   int segments;
   int groups_each;  // the last may have fewer
+  int steps;        // that a lane has at most
 };
-KVCASK_HOST_DEVICE inline SegmentCut CutSegments(int groups) {
-  constexpr int kMost = kSegmentSymbols / kGroupSymbols;
-  const int segments = (groups + kMost - 1) / kMost;
-  return {segments, (groups + segments - 1) / segments};
+KVCASK_HOST_DEVICE inline SegmentCut CutSegments(int groups, int step_limit_shift = 0) {
+  const int steps = kMaxLaneSteps >> step_limit_shift;
+  const int segments = (groups + steps - 1) / steps;
+  return {segments, (groups + segments - 1) / segments, steps};
 }
 
 // 2^(n/8) for n = 0..7, as floats.
@@ -94,6 +101,14 @@ KVCASK_HOST_DEVICE inline float StepOf(int step_exponent, int k) {
     power *= scale.f;
   }
   return EighthOctave(n & 7) * power;
+}
+
+// Sinks in 10 bits (FORMAT.md 3.7): q = u - kSinkBias in steps of 2^((exponent byte - 192) / 8).
+inline constexpr int kSinkBias = 512;
+inline constexpr int kSinkLargest = 511;
+inline constexpr int kSinkExponentBias = 192;
+KVCASK_HOST_DEVICE inline float SinkStep(int exponent_byte) {
+  return StepOf(exponent_byte - kSinkExponentBias, 0);
 }
 
 }  // namespace kvcask::fklt
