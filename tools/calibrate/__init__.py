@@ -17,4 +17,6 @@ in it; docs/fklt.md explains the method and shows what was measured.
     reference.py    a slow, plain encoder and decoder of a profile
     protocol.py     the prefix protocol: what the loss really is
     profile.py      reads and writes the file
+    evaluate.py     scores profiles on other text; verdict.py says what they have to reach
+    document.py     writes docs/fklt.md from what was measured
 """

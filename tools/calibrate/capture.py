@@ -1,13 +1,17 @@
 """Model -> keys, values and gradients of one passage.
 
 x [tokens, elements] is each token's KV as the codec sees it: K as an engine caches it
-(rotated, rounded), turned back; V rounded. g [draws, tokens, elements] is the gradient of
-sum log p(y) with respect to x, with y drawn from the model's own distribution at every
-position: E[g g^T] is the Fisher information of the output in x.
+(rotated, rounded), turned back; V rounded. g [draws, n, elements] is the gradient of
+sum log p(y) with respect to x of the first n tokens, with y drawn from the model's own
+distribution: E[g g^T] is the Fisher information of the output in x.
 
-As in a cache that is handed to the model, x is taken as given: a key's error reaches the
-output through every query that reads it and through all later layers of those queries'
-tokens, but other tokens' cached keys and values do not change with it.
+Two outputs can be asked about. `capture`: that of every position, with the KV of all tokens
+(n = tokens) taken as given: a key's error reaches the output through every query that reads
+it and through all later layers of those queries' tokens, but other tokens' cached keys and
+values do not change with it. `capture_prefix`: that of the tokens after the first n, which
+run on the given KV of those n and compute their own, errors and all, as a model does that
+continues from a stored cache. Its g is scaled so that the mean over the n tokens of
+1/2 dx^T E[g g^T] dx is the KL divergence per token of output, as it is by nature in the first.
 """
 
 import dataclasses
@@ -20,10 +24,13 @@ from tools.calibrate import layout as layout_lib
 from tools.models import forward
 
 
+VERSION = 2  # of what a capture holds: older work folders are not gone on with
+
+
 @dataclasses.dataclass
 class Captured:
     x: torch.Tensor  # float32 [tokens, elements]
-    g: torch.Tensor  # bfloat16 [draws, tokens, elements]
+    g: torch.Tensor  # bfloat16 [draws, n <= tokens, elements]
     nll: float       # mean nats a token: a model that was read wrongly shows here
 
 
@@ -124,4 +131,32 @@ def capture(model, layout, ids, draws, generator):
         gradients.append(flatten(layout, dict(zip(keys, found))).to(torch.bfloat16))
     g = (torch.stack(gradients) if draws else
          torch.zeros(0, x.shape[0], x.shape[1], dtype=torch.bfloat16, device=x.device))
+    return Captured(x, g, nll)
+
+
+def capture_prefix(model, layout, ids, draws, generator, prefix):
+    """As capture(), for what the tokens from `prefix` on make of the cache of those before."""
+    tokens = torch.as_tensor(ids, device=model.device)[None]
+    with torch.no_grad():
+        cache = model.run(tokens[:, :prefix], keep_cache=True).cache
+    x = cache_to_x(model, layout, cache)
+    leaf = x.clone().requires_grad_(draws > 0)
+    # not rounded again: gradients flow through the rotation alone
+    past = x_to_cache(model, layout, leaf, torch.float32)
+    with torch.set_grad_enabled(draws > 0):
+        done = model.run(tokens[:, prefix:], past, keep_cache=True)
+        log_p = torch.log_softmax(model.logits(done.hidden[0]), dim=-1)
+    nll = -log_p[:-1].detach().gather(1, tokens[0, prefix + 1:, None]).mean().item()
+    if not np.isfinite(nll):
+        raise FloatingPointError("the model's output is not finite")
+    rest = [(k[:, :, prefix:].detach(), v[:, :, prefix:].detach()) for k, v in done.cache]
+    x = torch.cat([x, cache_to_x(model, layout, rest, prefix)])
+    gradients, scale = [], (prefix / (tokens.shape[1] - prefix)) ** 0.5
+    for i in range(draws):
+        with torch.no_grad():
+            y = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+        found, = torch.autograd.grad(log_p.gather(1, y).sum(), leaf, retain_graph=i + 1 < draws)
+        gradients.append((found * scale).to(torch.bfloat16))
+    g = (torch.stack(gradients) if draws else
+         torch.zeros(0, prefix, x.shape[1], dtype=torch.bfloat16, device=x.device))
     return Captured(x, g, nll)

@@ -18,6 +18,7 @@ import torch
 
 from tools.calibrate import __main__ as command
 from tools.calibrate import calibrate, capture, profile as profile_lib, protocol, reference, text
+from tools.calibrate import verdict
 from tools.models import fetch, tokenizer
 
 
@@ -52,7 +53,7 @@ def summarise(rows):
         "predicted_by_kind": {k: float(np.mean([r["certificate"] for r in of_kind(k)]))
                               for k in kinds},
     }
-    if len(rows) > 2:
+    if len(rows) > 2 and len({r["certificate"] for r in rows}) > 1:
         a, b = (ranks([r[k] for r in rows]) for k in ("kld", "certificate"))
         out["rank_correlation"] = float(np.corrcoef(a, b)[0, 1])
     return out
@@ -128,6 +129,17 @@ def main():
               f"({summary['framed_ratio']:.1f}x framed) KLD {summary['kld']:.4f} predicted "
               f"{summary['predicted']:.4f} dPPL {summary['dppl_percent']:+.2f} +- "
               f"{summary['dppl_ci']:.2f} % top-1 {summary['top1']:.1f} %")
+        if about:
+            calibrated = json.loads(about.get("fklt.calibrated_on", "{}")).get("tokens")
+            checks = {"quality": verdict.quality(summary), "ratio": verdict.ratio(
+                model.config.name, results[-1]), "certificate": verdict.certificate(
+                    summary, args.tokens == calibrated)}
+            results[-1]["calibrated_length"] = args.tokens == calibrated
+            for what, v in checks.items():
+                if v:
+                    print(f"    {what}: {v}")
+            print(f"    rank correlation of predicted and measured over passages: "
+                  f"{summary.get('rank_correlation', float('nan')):+.2f}", flush=True)
     with open(args.out, "w", encoding="utf-8") as f:
         json.dump({"model": model.config.name, "protocol": "prefix", "tokens": args.tokens,
                    "seed": args.seed, "kinds": list(kinds), "machine": machine(),

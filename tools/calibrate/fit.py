@@ -107,6 +107,9 @@ class Transform:
     U: torch.Tensor
     sigma16: torch.Tensor
 
+    def __post_init__(self):
+        self.host_sigma16 = self.sigma16.cpu()  # asked for often: see reference.rows_of
+
     @property
     def sigma(self):
         return torch.exp2(self.sigma16.float() / 16)

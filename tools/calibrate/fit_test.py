@@ -5,7 +5,8 @@ import unittest
 import numpy as np
 import torch
 
-from tools.calibrate import capture, fit, layout as layout_lib, reference, sensitivity, tables
+from tools.calibrate import capture, fit, layout as layout_lib, protocol, reference, sensitivity
+from tools.calibrate import tables
 from tools.models import random_model
 
 
@@ -100,13 +101,44 @@ class FisherTest(unittest.TestCase):
             self.assertLess(abs(np.log(predicted / measured)), np.log(1.25),
                             f"layer {layer}: predicted {predicted}, measured {measured}")
 
+    def test_metric_of_a_prefix_predicts_the_kl_of_what_follows(self):
+        """The same for capture_prefix: errors in one layer's cached keys and values of the
+        prefix, against the KL per token of the continuation."""
+        model, layout = small()
+        ids, prefix = random_model.tokens(1, 40)[0], 24
+        captured = capture.capture_prefix(model, layout, ids, 400,
+                                          torch.Generator().manual_seed(5), prefix)
+        self.assertEqual(tuple(captured.g.shape), (400, prefix, layout.elements))
+        whole = capture.capture(model, layout, ids, 0, torch.Generator())
+        self.assertLess(float((captured.x - whole.x).abs().max()), 1e-4)
+        metric = fit.Metric(layout, "cpu")
+        metric.add(captured.g)
+        m = metric.total / metric.count
+        rng = torch.Generator().manual_seed(6)
+        clean = protocol.clean_run(model, layout, ids, prefix)
+        for layer in range(2):
+            predicted, measured = 0.0, 0.0
+            for _ in range(24):
+                e = torch.zeros_like(clean.x)
+                for p in layout.planes:
+                    if p.layer == layer:
+                        e[:, p.begin:p.begin + p.size] = 0.02 * torch.randn(
+                            prefix, p.size, generator=rng)
+                for i, s in enumerate(layout.sub_vectors):
+                    d = e[:, s.begin:s.begin + s.dim].double()
+                    predicted += 0.5 * float(torch.einsum("ti,ij,tj->", d, m[i], d)) / prefix
+                measured += float(protocol.score(model, layout, clean, clean.x + e).kl.mean())
+            self.assertLess(abs(np.log(predicted / measured)), np.log(1.25),
+                            f"layer {layer}: predicted {predicted}, measured {measured}")
+
     def test_gradients_are_the_same_with_recomputation(self):
         model, layout = small()
         ids = random_model.tokens(1, 24)[0]
         runs = []
         for recompute in (False, True):
             model.recompute = recompute
-            runs.append(capture.capture(model, layout, ids, 1, torch.Generator().manual_seed(7)))
+            runs.append(capture.capture_prefix(model, layout, ids, 1,
+                                               torch.Generator().manual_seed(7), 16))
         self.assertTrue(torch.equal(runs[0].x, runs[1].x))
         self.assertLess(float((runs[0].g.float() - runs[1].g.float()).abs().max()),
                         1e-2 * float(runs[0].g.float().abs().max()))

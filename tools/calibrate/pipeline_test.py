@@ -43,13 +43,23 @@ class PipelineTest(unittest.TestCase):
         draft, scale = draft_of(cls.model, cls.layout, cls.passages, "layer", store)
         about = {"name": "toy", "model": "random", "l_scale_log2": scale,
                  "geometry": profile.geometry_json(cls.model.config)}
-        cls.profile, cls.report = calibrate.finish(cls.model, draft, store, 6, cls.apart, about)
+        # "check": other text, here of another half of the vocabulary
+        rng = np.random.default_rng(SEED + 1)
+        check = [text.Passage("c", i, rng.integers(40, 97, 64)) for i in range(2)]
+        tried = calibrate.trials(cls.model, cls.layout, cls.apart, check)
+        cls.profile, cls.report = calibrate.finish(cls.model, draft, store, 6, tried, about)
 
     def test_presets_are_in_order_and_certificates_finite(self):
         p = self.profile
         self.assertEqual(p.steps, sorted(p.steps))
         self.assertTrue(np.isfinite(p.certificates).all() and (p.certificates >= 0).all())
         self.assertTrue(all(k > 0 for k in p.kappa))
+
+    def test_the_transfer_factor_is_kept_with_the_profile(self):
+        factor = self.report["transfer"]
+        self.assertGreaterEqual(factor, 1)
+        self.assertEqual(self.profile.metadata["fklt.transfer"], f"{factor:.3f}")
+        self.assertEqual(list(self.report["transfer_by_kind"]), ["c"])
 
     def test_a_finer_preset_loses_less_and_stores_more(self):
         rows = evaluate.evaluate(self.model, {"toy": self.profile}, self.apart,
@@ -109,6 +119,48 @@ class PipelineTest(unittest.TestCase):
             with self.assertRaisesRegex(profile.ProfileError, "fklt.kappa"):
                 profile.write(path, self.profile)
             self.assertEqual(os.listdir(tmp), [])
+
+
+def measured(apart, check=None, steps=(-64, -60, -56)):
+    """Rows as measure() gives them, KLDs that grow fourfold a step of four."""
+    rows = {}
+    for n, i in enumerate(steps):
+        row = lambda source, kind, scale: {
+            "source": source, "kind": kind, "kld": scale * 0.001 * 4.0 ** n,
+            "predicted": 0.002 * 4.0 ** n, "bits": 2.0 - 0.5 * n}
+        rows[i] = [row("apart", "a", apart)]
+        rows[i] += [row("check", k, v) for k, v in (check or {}).items()]
+    return rows
+
+
+class PresetTest(unittest.TestCase):
+    def test_steps_are_the_coarsest_that_hold_the_targets_on_foreign_text(self):
+        # apart: .001, .004, .016; foreign text loses twice that
+        rows = measured(1.0, {"x": 1.0, "y": 3.0})
+        factor, kinds = calibrate.transfer_of(rows)
+        self.assertAlmostEqual(factor, 2.0)
+        self.assertAlmostEqual(kinds["y"], 3.0)
+        targets = (0.0021, 0.0081, 0.02)
+        self.assertEqual(calibrate.choose_steps(rows, targets), [-64, -60, -58])
+
+    def test_kappa_makes_the_certificate_right_on_foreign_text(self):
+        rows = measured(1.0, {"x": 1.5})
+        floor = 0.0001
+        for i, kappa in zip((-64, -60), calibrate.fit_kappa(rows, (-64, -60), floor)):
+            foreign = 1.5 * calibrate.at_step(rows, i, "kld")
+            self.assertAlmostEqual(
+                kappa * calibrate.at_step(rows, i, "predicted", "check") + floor, foreign, 7)
+
+    def test_easier_foreign_text_makes_no_preset_coarser(self):
+        self.assertEqual(calibrate.transfer_of(measured(1.0, {"x": 0.5}))[0], 1.0)
+
+    def test_without_foreign_text_a_factor_is_assumed(self):
+        self.assertEqual(calibrate.transfer_of(measured(1.0)), (calibrate.ASSUMED_TRANSFER, {}))
+
+    def test_noise_in_the_loss_does_not_hide_a_coarser_step(self):
+        rows = measured(1.0)
+        rows[-60][0]["kld"] = 0.0005  # less than at -64: noise
+        self.assertGreaterEqual(calibrate.at_step(rows, -60, "kld"), 0.001)
 
 
 class ResumeTest(unittest.TestCase):

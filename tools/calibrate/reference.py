@@ -30,7 +30,8 @@ class Coded:
 
 
 def rows_of(sigma16, step, k):
-    """rows(k): how many leading coordinates reach the threshold."""
+    """rows(k): how many leading coordinates reach the threshold. sigma16: best on the host
+    (Transform.host_sigma16), where asking stops no GPU."""
     return int((sigma16.to(torch.int64) - 2 * step + 8 * k >= ACTIVE).sum())
 
 
@@ -44,19 +45,20 @@ def quantise(transform, coefficients, x, step, rounding=0.5, use_classes=True):
     k = sensitivity.step_class(weight)
     if not use_classes:
         k = torch.zeros_like(k)
-    base = rows_of(sigma16, step, 0)
+    base = rows_of(transform.host_sigma16, step, 0)
     if base:
         a2 = (y[:, :base] / sigma[:base]).pow(2).mean(1)
         a = (torch.round(torch.log2(a2.clamp(min=1e-9))) + 8).clamp(0, 15).to(torch.int64)
     else:
         a = torch.full_like(k, 8)
-    count = max(rows_of(sigma16, step, int(k.max())) if len(k) else 0, 1)
+    count = max(rows_of(transform.host_sigma16, step, int(k.max())) if len(k) else 0, 1)
     beyond = y[:, count:].double().pow(2).sum(1)
     y, sigma16 = y[:, :count], sigma16[:count]
     step_t = torch.exp2((step - 4 * k).float() / 8)
     scaled = y / step_t[:, None]
     present = sigma16[None, :] - 2 * step + 8 * k[:, None] >= ACTIVE
-    q = torch.where(present, torch.sign(scaled) * torch.floor(scaled.abs() + rounding), 0.0)
+    q = torch.where(present, torch.sign(scaled) * torch.floor(scaled.abs() + rounding),
+                    torch.zeros_like(scaled))
     # not |z|^2 less the coded rows' energy: U in f16 is not orthogonal enough for that
     dropped = beyond + (y.double() * ~present).pow(2).sum(1)
     return Coded(q.to(torch.int64), scaled, tables.symbol_class(sigma16, a, k, step), present,
@@ -79,28 +81,27 @@ def squared_error(coded, y_hat):
 
 
 def code_bits(coded, cost, class_cost):
-    """Ideal bits of the tokens: (coordinates, classes)."""
+    """Ideal bits of the tokens, coordinates and classes: a tensor of one number."""
     q = coded.q.clamp(-tables.WIDE, tables.WIDE) + tables.WIDE
-    symbols = cost[coded.cls, q][coded.present].double().sum()
-    classes = class_cost[0][coded.a].double().sum() + class_cost[1][coded.k + 6].double().sum()
-    return float(symbols), float(classes)
+    symbols = (cost[coded.cls, q] * coded.present).double().sum()
+    return (symbols + class_cost[0][coded.a].double().sum()
+            + class_cost[1][coded.k + 6].double().sum())
 
 
 def tile_overhead_bits(coded):
-    """About what a tile's framing costs beyond ideal code length, in pages of 128 tokens:
-    mode and sizes, a lane's state (2 bytes), a directory entry and its share of the chunk."""
-    bits = 0
-    for begin in range(0, len(coded.k), PAGE):
-        tokens = min(PAGE, len(coded.k) - begin)
-        cap = int(coded.k[begin:begin + tokens].max())
-        rows = int(coded.present[begin:begin + tokens].any(0).sum()) + 2
-        per = 16384 // tokens
-        segments = -(-rows // per)
-        lanes = min(32, max(1, 1 << (max(1, -(-rows * tokens // segments // 512)) - 1)
-                            .bit_length()))
-        bits += 8 * (4 + 2 * (segments - 1) + segments * lanes * 2)
-        del cap
-    return bits
+    """About what a tile's framing costs beyond ideal code length, in pages of 128 tokens
+    (mode and sizes, lanes' states): a tensor of one number."""
+    tokens = len(coded.k)
+    tiles = -(-tokens // PAGE)
+    padded = torch.zeros(tiles * PAGE, coded.present.shape[1], dtype=torch.bool,
+                         device=coded.k.device)
+    padded[:tokens] = coded.present
+    each = torch.full((tiles,), PAGE, dtype=torch.int64, device=coded.k.device)
+    each[-1] = tokens - (tiles - 1) * PAGE
+    symbols = (padded.view(tiles, PAGE, -1).any(1).sum(1) + 2) * each
+    segments = (symbols + 16383) // 16384
+    lanes = torch.exp2(torch.ceil(torch.log2((symbols / segments / 512).clamp(1, 32))))
+    return (8 * (4 + 2 * (segments - 1) + segments * lanes * 2)).sum().double()
 
 
 @dataclasses.dataclass
@@ -125,7 +126,8 @@ def run(profile, x, step, table_set=0, sinks=fit.SINKS, counts=None, cost=None, 
     class_cost = tables_.class_cost(device)
     centroids = torch.as_tensor(tables_.centroids, device=device)
     out = x.clone()
-    bits, framing, per_group, active = 16.0 * sinks * x.shape[1], 0.0, [], 0
+    # sums stay on the device until the end: asking for each would stop a GPU between groups
+    bits, framing, per_group, active = [], [], [], 0
     for group, t, c in zip(profile.groups, profile.transforms, profile.coefficients):
         index = torch.as_tensor(group.index, device=device)
         coded = quantise(t, c, x[sinks:, index], step, **options)
@@ -133,9 +135,12 @@ def run(profile, x, step, table_set=0, sinks=fit.SINKS, counts=None, cost=None, 
             counts.add(coded)
         y_hat = dequantise(coded, centroids)
         out[sinks:, index] = t.inverse(y_hat)
-        bits += sum(code_bits(coded, cost, class_cost))
-        framing += tile_overhead_bits(coded)
+        bits.append(code_bits(coded, cost, class_cost))
+        framing.append(tile_overhead_bits(coded))
         error = squared_error(coded, y_hat)
-        per_group.append(float((0.5 * coded.weight.double() * error).sum()) / x.shape[0])
-        active += rows_of(t.sigma16, step, 0)
-    return Result(out, bits, framing, sum(per_group), per_group, active / x.shape[1])
+        per_group.append((0.5 * coded.weight.double() * error).sum() / x.shape[0])
+        active += rows_of(t.host_sigma16, step, 0)
+    per_group = torch.stack(per_group).tolist()
+    return Result(out, 16.0 * sinks * x.shape[1] + float(torch.stack(bits).sum()),
+                  float(torch.stack(framing).sum()), sum(per_group), per_group,
+                  active / x.shape[1])

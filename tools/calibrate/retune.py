@@ -1,6 +1,6 @@
 """Chooses the presets of a profile anew from what its calibration measured.
 
-    python3 -m tools.calibrate.retune PROFILE REPORT --out NEW [--targets .002,.005,.009]
+    python3 -m tools.calibrate.retune PROFILE REPORT --out NEW [--targets .00285,.0057,.01]
 
 REPORT is the JSON that tools.calibrate --report wrote with PROFILE. Only steps, kappa, the
 step map and the tiles' limits change: transforms and tables stay.
@@ -10,27 +10,20 @@ import argparse
 import json
 import sys
 
-import numpy as np
-
 from tools.calibrate import calibrate, profile as profile_lib
 
 
 def retune(p, measured, targets):
     """Changes Profile p in place. measured: {step: rows} as in the report."""
     rows = {int(i): r for i, r in measured.items()}
-    grid = sorted(rows)
-    at = lambda i, key: float(np.exp(np.interp(
-        i, grid, np.log([max(calibrate.mean_of(rows[g], key), 1e-12) for g in grid]))))
     floor = float(p.certificates[:, 0].sum())
-    before = [(k, at(i, "predicted")) for k, i in zip(p.kappa, p.steps)]
+    before = [(k, calibrate.at_step(rows, i, "predicted")) for k, i in zip(p.kappa, p.steps)]
     p.steps = calibrate.choose_steps(rows, targets)
-    p.kappa = [calibrate.TRANSFER * max(at(i, "kld") - floor, 0.1 * at(i, "kld"))
-               / at(i, "predicted") for i in p.steps]
-    p.step_map = np.asarray([(i, calibrate.mean_of(rows[i], "bits"),
-                              calibrate.TRANSFER * calibrate.mean_of(rows[i], "kld"))
-                             for i in grid], np.float32)
+    p.kappa = calibrate.fit_kappa(rows, p.steps, floor, targets)
+    p.step_map = calibrate.make_step_map(rows, targets)
     for j, (kappa, predicted) in enumerate(before):
-        scale = p.kappa[j] * at(p.steps[j], "predicted") / (kappa * predicted)
+        scale = (p.kappa[j] * calibrate.at_step(rows, p.steps[j], "predicted")
+                 / (kappa * predicted))
         floors = p.certificates[:, 0]
         p.certificates[:, 1 + j] = floors + (p.certificates[:, 1 + j] - floors) * scale
 
