@@ -125,6 +125,7 @@ class Draft:
     transforms: list
     coefficients: list
     tables: list
+    rounding: float = reference.ROUNDING
 
 
 def fit_transforms(layout, groups, moments, factor, scale):
@@ -299,7 +300,7 @@ def tile_predictions(draft, x, step):
     centroids = torch.as_tensor(draft.tables[0].centroids, device=x.device)
     for group, t, c in zip(draft.groups, draft.transforms, draft.coefficients):
         index = torch.as_tensor(group.index, device=x.device)
-        coded = reference.quantise(t, c, x[fit.SINKS:, index], step)
+        coded = reference.quantise(t, c, x[fit.SINKS:, index], step, draft.rounding)
         error = reference.squared_error(coded, reference.dequantise(coded, centroids))
         each = torch.cat([torch.zeros(fit.SINKS, dtype=torch.float64, device=x.device),
                           0.5 * coded.weight.double() * error])
@@ -368,7 +369,7 @@ def finish(model, draft, store, count, tried, meta):
             "fklt.targets": ",".join(f"{t:g}" for t in TARGETS)}
     p = profile.Profile(draft.layout, draft.groups, transforms, draft.coefficients, draft.tables,
                         steps, kappa, certificates.astype(np.float32), [0, 0, 0],
-                        make_step_map(rows), meta.pop("l_scale_log2"), meta)
+                        make_step_map(rows), meta.pop("l_scale_log2"), meta, draft.rounding)
     return p, report
 
 

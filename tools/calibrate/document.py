@@ -38,7 +38,7 @@ step loses how much. It can be interrupted and goes on where it was.
 
 Keys and values of the first three quarters of a passage are replaced by what the codec returns,
 the clean rest is scored. `ideal` is code length under the profile's tables with the first four
-tokens at 16 bits an element; `framed` adds what tiles cost beyond it (lane states, sizes). KLD
+tokens in 10 bits an element; `framed` adds what tiles cost beyond it (lane states, sizes). KLD
 in nats a token; `predicted` is the certificates' sum. dPPL and its 95 % interval over passages.
 """
 
@@ -185,8 +185,8 @@ TAIL = """## What to know
   symbols and of the last bf16 bit. On 512-token caches of both models and four-layer groups the
   daemon is 1.6 to 2.4 % over the ideal, with one-layer groups of Qwen2.5-Coder-0.5B 2.3 to 3.0 %,
   and the predicted KLDs agree within 1 %.
-- The first four tokens are stored as they come: at 512 tokens that is .125 bit an element, at
-  1,536 .042, so short caches have lower ratios than the tables above.
+- The first four tokens take 10 bits an element: at 512 tokens that is .08 bit an element, at 1,536
+  .026, so short caches have lower ratios than the tables above.
 """
 
 

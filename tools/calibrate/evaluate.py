@@ -3,7 +3,7 @@
     python3 -m tools.calibrate.evaluate MODEL PROFILE... --text KIND=FILE ... --out r.json
 
 Every passage is run clean once, then once for each profile and step. `ratio` counts ideal
-code length with sinks at 16 bits an element; `framed_ratio` adds about what tiles cost
+code length with sinks in 10 bits an element; `framed_ratio` adds about what tiles cost
 beyond it. The daemon's own counters are what counts in the end (bench/quality).
 """
 
@@ -112,10 +112,13 @@ def main():
         encode = tokenizer.Tokenizer.from_gguf(path).encode
         passages = text.cut(kinds, encode, args.passages, args.tokens, args.seed)
         profiles = {f: profile_lib.read(f).to(args.device) for f in args.profiles}
-    except (fetch.FetchError, text.TextError, profile_lib.ProfileError) as e:
+    except (OSError, fetch.FetchError, text.TextError, profile_lib.ProfileError) as e:
         sys.exit(f"evaluate: {e}")
     model = capture.RecomputingModel.from_gguf(
         path, device=args.device, name=command.title(args.model))
+    if args.tokens > model.config.context:
+        sys.exit(f"evaluate: passages of {args.tokens} tokens are longer than the context of "
+                 f"{model.config.name}, {model.config.context}")
     begin = time.monotonic()
     rows = evaluate(model, profiles, passages,
                     [int(s) for s in args.extra_steps.split(",") if s])

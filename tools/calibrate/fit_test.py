@@ -5,8 +5,8 @@ import unittest
 import numpy as np
 import torch
 
-from tools.calibrate import capture, fit, layout as layout_lib, protocol, reference, sensitivity
-from tools.calibrate import tables
+from tools.calibrate import calibrate, capture, fit, layout as layout_lib, protocol, reference
+from tools.calibrate import sensitivity, tables
 from tools.models import random_model
 
 
@@ -219,33 +219,44 @@ class SensitivityTest(unittest.TestCase):
 
 
 class ReferenceTest(unittest.TestCase):
-    def test_error_shrinks_and_bits_grow_as_the_step_does(self):
+    def setUp(self):
         rng = torch.Generator().manual_seed(17)
         layout = layout_lib.Layout([(2, 8)])
-        group = layout.partition("layer")[0]
         a = torch.randn(32, 32, generator=rng, dtype=torch.float64)
         factor = torch.eye(8, dtype=torch.float64).repeat(4, 1, 1)
         t = fit.transform(torch.zeros(32, dtype=torch.float64), a @ a.T, factor, 0)
-        x = (torch.randn(300, 32, generator=rng, dtype=torch.float64) @ a.T).float()
+        self.x = (torch.randn(300, 32, generator=rng, dtype=torch.float64) @ a.T).float()
+        self.draft = calibrate.Draft(layout, layout.partition("layer"), [t], [torch.zeros(1)],
+                                     [tables.fit(tables.Counts("cpu"))])
 
-        class Draft:
-            groups, transforms, coefficients = [group], [t], [torch.zeros(1)]
-            tables = [tables.fit(tables.Counts("cpu"))]
-
+    def test_error_shrinks_and_bits_grow_as_the_step_does(self):
         before = None
         for step in (16, 0, -16):
             counts = tables.Counts("cpu")
-            reference.run(Draft, x, step, counts=counts)
-            Draft.tables = [tables.fit(counts)]
-            r = reference.run(Draft, x, step)
-            error = float((r.x - x)[4:].double().pow(2).sum(1).mean())
+            reference.run(self.draft, self.x, step, counts=counts)
+            self.draft.tables = [tables.fit(counts)]
+            r = reference.run(self.draft, self.x, step, sinks=0)
+            error = float((r.x - self.x).double().pow(2).sum(1).mean())
             # the metric is the identity: predicted is half the squared error
-            self.assertLess(abs(2 * r.predicted * 300 / 296 / error - 1), 0.02)
-            self.assertTrue(torch.equal(r.x[:4], x[:4]))
+            self.assertLess(abs(2 * r.predicted / error - 1), 0.02)
             if before:
                 self.assertLess(error, before[0] / 4)
                 self.assertGreater(r.bits, before[1])
             before = error, r.bits
+
+    def test_sinks_take_ten_bits_whatever_the_step(self):
+        coarse, fine = (reference.run(self.draft, self.x, step) for step in (24, -16))
+        self.assertTrue(torch.equal(coarse.x[:4], fine.x[:4]))
+        largest = self.x[:4].view(4, 4, 8).abs().amax(2, keepdim=True)
+        error = (coarse.x - self.x)[:4].view(4, 4, 8).abs()
+        # half a step; steps are 2^(1/8) apart, and the largest is within 511.5 of them
+        self.assertLess(float((error / largest).max()), 0.5 * 2 ** 0.125 / 511.5 * 1.01)
+        self.assertGreater(float(error.max()), 0)
+        decoded, bits, cost = reference.code_sinks(self.draft.transforms[0], self.x[:4])
+        self.assertEqual(bits, 4 * 32 * 10 + 4 * 4 * 8)
+        self.assertTrue(torch.equal(decoded, coarse.x[:4]))
+        self.assertAlmostEqual(
+            float(cost) / (1024 * float((decoded - self.x[:4]).double().pow(2).sum())), 1, 2)
 
 
 if __name__ == "__main__":

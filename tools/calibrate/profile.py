@@ -35,6 +35,7 @@ class Profile:
     step_map: np.ndarray   # float32 [n, 3]
     l_scale_log2: int
     metadata: dict         # str -> str
+    rounding: float = 0.5
 
     def to(self, device):
         for t in self.transforms:
@@ -58,7 +59,7 @@ def tensors_of(p):
         "fklt.kappa": np.asarray(p.kappa, np.float32),
         "fklt.active_threshold": i32(-21),
         "fklt.sinks": i32(fit.SINKS),
-        "fklt.rounding": np.asarray([0.5], np.float32),
+        "fklt.rounding": np.asarray([p.rounding], np.float32),
         "fklt.l_scale_log2": i32(p.l_scale_log2),
         "fklt.table_sets": i32(len(p.tables)),
         "fklt.preset_table_set": i32(*p.preset_table_set),
@@ -146,4 +147,5 @@ def read(path):
         return Profile(layout, groups, transforms, coefficients, sets,
                        get("fklt.steps").tolist(), get("fklt.kappa").tolist(),
                        np.asarray(certificates), get("fklt.preset_table_set").tolist(),
-                       get("fklt.step_map"), scale, metadata)
+                       get("fklt.step_map"), scale, metadata,
+                       float(get("fklt.rounding")[0]))

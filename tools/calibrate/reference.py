@@ -12,6 +12,9 @@ from tools.calibrate import fit, sensitivity, tables
 
 PAGE = 128
 ACTIVE = -21  # sigma / step >= about .4, in 1/16 octaves
+ROUNDING = 0.54  # of new profiles: see docs/fklt.md
+SINK_BITS = 10
+SINK_SENSITIVITY = 2048  # FORMAT.md 5.5
 
 
 @dataclasses.dataclass
@@ -35,7 +38,7 @@ def rows_of(sigma16, step, k):
     return int((sigma16.to(torch.int64) - 2 * step + 8 * k >= ACTIVE).sum())
 
 
-def quantise(transform, coefficients, x, step, rounding=0.5, use_classes=True):
+def quantise(transform, coefficients, x, step, rounding=ROUNDING, use_classes=True):
     """x [tokens, D] (no sinks) -> Coded at step exponent `step`."""
     m = (len(coefficients) - 1) // 2
     sigma16 = transform.sigma16.to(torch.int64)
@@ -104,10 +107,24 @@ def tile_overhead_bits(coded):
     return (8 * (4 + 2 * (segments - 1) + segments * lanes * 2)).sum().double()
 
 
+def code_sinks(transform, x):
+    """Sinks in 10 bits (FORMAT.md 3.7), x [sinks, D] -> (decoded, bits, predicted cost of all)."""
+    n, d = transform.L.shape[:2]
+    centred = (x - transform.mu).view(len(x), n, d)
+    largest = centred.abs().amax(2, keepdim=True).double().clamp(min=1e-30)
+    exponent = torch.ceil(8 * torch.log2(largest / 511.5)).clamp(-192, 63)
+    step = torch.exp2(exponent / 8)
+    q = torch.round(centred / step).clamp(-512, 511)
+    decoded = (q * step).float().reshape(x.shape) + transform.mu
+    error = transform.whiten(decoded - x + transform.mu)
+    bits = SINK_BITS * x.numel() + 8 * n * len(x)
+    return decoded, bits, 0.5 * SINK_SENSITIVITY * error.double().pow(2).sum()
+
+
 @dataclasses.dataclass
 class Result:
     x: torch.Tensor     # what the decoder returns, before K is rotated and rounded
-    bits: float         # ideal, everything a decoder needs, sinks at 16 bits an element
+    bits: float         # ideal, everything a decoder needs, sinks in 10 bits an element
     framing_bits: float
     predicted: float    # sum over groups of mean over all tokens of 1/2 w |e|^2, no kappa
     per_group: list     # the same, a group each
@@ -125,6 +142,8 @@ def run(profile, x, step, table_set=0, sinks=fit.SINKS, counts=None, cost=None, 
     cost = cost if cost is not None else tables_.cost(device)
     class_cost = tables_.class_cost(device)
     centroids = torch.as_tensor(tables_.centroids, device=device)
+    options.setdefault("rounding", profile.rounding)
+    sink_bits = 0
     out = x.clone()
     # sums stay on the device until the end: asking for each would stop a GPU between groups
     bits, framing, per_group, active = [], [], [], 0
@@ -135,12 +154,14 @@ def run(profile, x, step, table_set=0, sinks=fit.SINKS, counts=None, cost=None, 
             counts.add(coded)
         y_hat = dequantise(coded, centroids)
         out[sinks:, index] = t.inverse(y_hat)
+        out[:sinks, index], more, sink_cost = code_sinks(t, x[:sinks, index])
+        sink_bits += more
         bits.append(code_bits(coded, cost, class_cost))
         framing.append(tile_overhead_bits(coded))
         error = squared_error(coded, y_hat)
-        per_group.append((0.5 * coded.weight.double() * error).sum() / x.shape[0])
+        per_group.append(((0.5 * coded.weight.double() * error).sum() + sink_cost) / x.shape[0])
         active += rows_of(t.host_sigma16, step, 0)
     per_group = torch.stack(per_group).tolist()
-    return Result(out, 16.0 * sinks * x.shape[1] + float(torch.stack(bits).sum()),
+    return Result(out, sink_bits + float(torch.stack(bits).sum()),
                   float(torch.stack(framing).sum()), sum(per_group), per_group,
                   active / x.shape[1])
