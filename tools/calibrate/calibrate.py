@@ -335,6 +335,14 @@ def finish(model, draft, store, count, tried, meta):
         first += count_symbols(draft, store, count, i, min(count, 4))
     draft.tables = [tables.fit(first)]
     rows = measure(model, draft, tried, list(range(lo - 12, hi + 13, 6)), "step map")
+    for _ in range(4):  # the targets must lie within what is measured
+        more = [i for i, outside in (
+            (min(rows) - 12, transfer_of(rows)[0] * at_step(rows, min(rows), "kld") > TARGETS[0]),
+            (max(rows) + 6, transfer_of(rows)[0] * at_step(rows, max(rows), "kld") < TARGETS[2]))
+            if outside]
+        if not more:
+            break
+        rows.update(measure(model, draft, tried, more, "step map, wider"))
     steps = choose_steps(rows)
     # final tables: at the presets, from more; all presets together and each alone
     each = [count_symbols(draft, store, count, i, TABLE_PASSAGES) for i in steps]
