@@ -164,7 +164,7 @@ int Main(int argc, char** argv) {
     }
   }
   Log(LogLevel::kInfo, "draining",
-      {{"calls", serving.calls.load()}, {"deadline", absl::FormatDuration(config.drain_timeout)}});
+      {{"calls", serving.AwaitCalls(absl::InfinitePast())}, {"deadline", absl::FormatDuration(config.drain_timeout)}});
   (*server)->Drain(absl::Now() + config.drain_timeout);
   executor.Shutdown();
   server->reset();

@@ -37,9 +37,9 @@ class GetCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   }
 
   void OnWriteDone(bool ok) override {
-    if (!ok) return End(absl::CancelledError("the client is gone"));
     absl::MutexLock lock(&mu_);
     writing_ = false;
+    if (!ok && !ending_) ending_ = absl::CancelledError("the client is gone");
     ahead_ -= out_bytes_;
     out_bytes_ = 0;
     Pump();

@@ -20,6 +20,8 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include "server/log/log.h"
+#include "server/rpc/listener.h"
 #include "server/rpc/services.h"
 
 namespace kvcask {
@@ -99,8 +101,6 @@ class Impl final : public GrpcServer {
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(static_cast<int>(c.max_message_bytes));
     builder.SetMaxSendMessageSize(static_cast<int>(c.max_message_bytes));
-    // Two daemons on one port would share its clients between them.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     std::shared_ptr<grpc::ServerCredentials> tcp = grpc::InsecureServerCredentials();
     const bool tls = !c.tls_cert.empty();
     if (tls) {
@@ -112,10 +112,12 @@ class Impl final : public GrpcServer {
       o.pem_key_cert_pairs.push_back({*key, *cert});
       tcp = grpc::SslServerCredentials(o);
     }
-    std::vector<int> ports(c.listen.size(), -1);
-    std::vector<std::string> hosts(c.listen.size());
-    for (size_t i = 0; i < c.listen.size(); ++i) {
-      const std::string& address = c.listen[i];
+    using Connections = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
+    unix_acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+        Connections::FROM_FD, grpc::InsecureServerCredentials());
+    tcp_acceptor_ =
+        builder.experimental().AddExternalConnectionAcceptor(Connections::FROM_FD, tcp);
+    for (const std::string& address : c.listen) {
       if (absl::StartsWith(address, "unix:")) {
         const std::string path = address.substr(5);
         if (path.empty() || path.size() > 107) {
@@ -125,7 +127,7 @@ class Impl final : public GrpcServer {
         auto lock = SocketLock::Take(path);
         if (!lock.ok()) return lock.status();
         locks_.push_back(*std::move(lock));
-        builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &ports[i]);
+        if (absl::Status s = Open(address, unix_acceptor_.get()); !s.ok()) return s;
         continue;
       }
       const size_t colon = address.rfind(':');
@@ -135,25 +137,24 @@ class Impl final : public GrpcServer {
         return absl::InvalidArgumentError(absl::StrCat(
             "--listen ", address, ": expected unix:/path or host:port with a port of 0 to 65535"));
       }
-      hosts[i] = address.substr(0, colon);
-      if (!IsLoopback(hosts[i]) && !tls && !c.insecure) {
+      if (!IsLoopback(address.substr(0, colon)) && !tls && !c.insecure) {
         return absl::InvalidArgumentError(absl::StrCat(
             "--listen ", address, ": other machines could reach it without TLS; give --tls-cert "
             "and --tls-key, or --insecure if you mean it"));
       }
-      builder.AddListeningPort(address, tcp, &ports[i]);
+      if (absl::Status s = Open(address, tcp_acceptor_.get()); !s.ok()) return s;
     }
     for (auto& s : services_) builder.RegisterService(s.get());
     server_ = builder.BuildAndStart();
-    for (size_t i = 0; i < c.listen.size(); ++i) {
-      if (server_ && ports[i] > 0) {
-        addresses_.push_back(hosts[i].empty() ? c.listen[i] : absl::StrCat(hosts[i], ":", ports[i]));
-      } else if (ports[i] <= 0) {
-        return absl::UnavailableError(
-            absl::StrCat("cannot listen on ", c.listen[i], ": is the address in use?"));
-      }
-    }
     if (!server_) return absl::UnavailableError("cannot start the gRPC server");
+    for (auto& [listener, acceptor] : listeners_) {
+      listener->Start([to = acceptor](int listener_fd, int fd) {
+        grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters p;
+        p.listener_fd = listener_fd;
+        p.fd = fd;
+        to->HandleNewConnection(&p);
+      });
+    }
     // Liveness is "" and stays up while the process serves; readiness is the service's.
     server_->GetHealthCheckService()->SetServingStatus(kReadiness, true);
     return absl::OkStatus();
@@ -164,15 +165,33 @@ class Impl final : public GrpcServer {
   void Drain(absl::Time deadline) override {
     serving_->draining = true;
     server_->GetHealthCheckService()->SetServingStatus(kReadiness, false);
+    // Shutdown comes last: gRPC 1.51 sends GOAWAY at once and closes a connection on which a
+    // call is begun after it, with the calls that were under way there. Until then the
+    // listeners stay, and the handlers refuse new work by status.
+    const int left = serving_->AwaitCalls(deadline);
+    if (left > 0) Log(LogLevel::kWarning, "calls are cancelled", {{"calls", left}});
+    listeners_.clear();
     server_->Shutdown(absl::ToChronoTime(deadline));
     server_->Wait();
   }
 
  private:
+  using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
+
+  absl::Status Open(const std::string& address, Acceptor* acceptor) {
+    auto listener = Listener::Open(address);
+    if (!listener.ok()) return listener.status();
+    addresses_.push_back((*listener)->address());
+    listeners_.emplace_back(*std::move(listener), acceptor);
+    return absl::OkStatus();
+  }
+
   Serving* const serving_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::vector<SocketLock> locks_;
+  std::unique_ptr<Acceptor> unix_acceptor_, tcp_acceptor_;
   std::unique_ptr<grpc::Server> server_;
+  std::vector<std::pair<std::unique_ptr<Listener>, Acceptor*>> listeners_;
   std::vector<std::string> addresses_;
 };
 

@@ -71,8 +71,8 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
   }
 
   void OnWriteDone(bool ok) override {
-    if (!ok) return End(absl::CancelledError("the client is gone"), "cancelled");
-    Pump(true);
+    if (!ok) End(absl::CancelledError("the client is gone"), "cancelled");
+    Pump(true);  // after a failed write too, or the call would never finish
   }
 
   void OnCancel() override {

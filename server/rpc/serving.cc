@@ -37,6 +37,13 @@ void Serving::EndIdlersSince(absl::Time before) {
   for (const auto& i : idle) i->EndIdle();
 }
 
+int Serving::AwaitCalls(absl::Time deadline) {
+  absl::MutexLock lock(&calls_mu);
+  const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(calls_mu) { return calls == 0; };
+  calls_mu.AwaitWithDeadline(absl::Condition(&none), deadline);
+  return calls;
+}
+
 absl::Status Serving::CheckServing() const {
   if (!draining) return absl::OkStatus();
   return WithReason(WithRetry(absl::UnavailableError("the daemon is draining"), absl::Seconds(1)),
@@ -45,14 +52,20 @@ absl::Status Serving::CheckServing() const {
 
 CallRecord::CallRecord(Serving* serving, grpc::CallbackServerContext* context, const char* method)
     : serving_(serving), method_(method), start_(absl::Now()) {
-  serving_->calls.fetch_add(1);
+  {
+    absl::MutexLock lock(&serving_->calls_mu);
+    ++serving_->calls;
+  }
   request_id_ = Header(*context, "x-request-id");
   if (request_id_.empty()) request_id_ = NewId();
   trace_ = Header(*context, "traceparent");
   peer_ = context->peer();
 }
 
-CallRecord::~CallRecord() { serving_->calls.fetch_sub(1); }
+CallRecord::~CallRecord() {
+  absl::MutexLock lock(&serving_->calls_mu);
+  --serving_->calls;
+}
 
 grpc::Status CallRecord::Finish(const absl::Status& status) {
   const grpc::Status out = ToGrpc(status);

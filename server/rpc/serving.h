@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 
+#include <absl/base/thread_annotations.h>
 #include <absl/status/status.h>
 #include <absl/synchronization/mutex.h>
 #include <absl/time/time.h>
@@ -44,7 +45,10 @@ struct Serving {
   Executor* executor = nullptr;
   Metrics* metrics = nullptr;
   std::atomic<bool> draining{false};
-  std::atomic<int> calls{0};          // under way
+  absl::Mutex calls_mu;
+  int calls ABSL_GUARDED_BY(calls_mu) = 0;  // under way, their last byte not sent
+  // Waits until none is under way, or `deadline`. How many are left.
+  int AwaitCalls(absl::Time deadline);
 
   absl::Mutex idlers_mu;
   std::set<std::shared_ptr<Idler>> idlers;

@@ -2,6 +2,7 @@
 
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/strip.h>
 #include <absl/time/clock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -49,6 +50,10 @@ Daemon::Daemon(const std::vector<std::string>& flags) {
   while (listening < 2) {
     const auto line = process_->ReadLine(kPatience);
     if (!line) Die("kvcaskd did not start:\n" + Log());
+    absl::string_view metrics = *line;
+    if (absl::ConsumePrefix(&metrics, "metrics http://")) {
+      metrics_ = std::string(metrics.substr(0, metrics.find('/')));
+    }
     if (!absl::StartsWith(*line, "listening ")) continue;
     ++listening;
     const std::string address = line->substr(std::strlen("listening "));

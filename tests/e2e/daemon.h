@@ -40,6 +40,7 @@ class Daemon {
 
   const std::string& unix_address() const { return unix_; }
   const std::string& tcp_address() const { return tcp_; }
+  const std::string& metrics_address() const { return metrics_; }  // host:port
   Client Connect() const;  // over the unix socket
   Process& process() { return *process_; }
   std::string Log() const;
@@ -48,7 +49,7 @@ class Daemon {
  private:
   ScratchFolder folder_;
   std::unique_ptr<Process> process_;
-  std::string unix_, tcp_;
+  std::string unix_, tcp_, metrics_;
 };
 
 // Calls `condition` until it is true; false after kPatience. For what ends asynchronously on

@@ -109,13 +109,20 @@ TEST(FaultsTest, SigtermLetsAPutUnderWayEnd) {
   const v1::Rectangle first = MakeRectangle(0, 30, 0, 128), second = MakeRectangle(0, 30, 128, 128);
   ASSERT_TRUE(put->Write(first, ExampleBytes(first)).ok());
   daemon.process().Signal(SIGTERM);
-  // New work is refused from now on...
-  CallOptions brief;
-  brief.timeout = absl::Seconds(5);
+  // New work is refused from now on, on other connections and on this one...
+  absl::Status refused;
   EXPECT_TRUE(Eventually([&] {
-    auto other = Client::Connect(daemon.tcp_address());  // a connection of its own
-    return !other.ok() || !other->OpenPut(OpenOf("late", "raw"), brief).ok();
+    refused = client.OpenPut(OpenOf("late", "raw")).status();
+    return !refused.ok();
   }));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << refused;
+  EXPECT_EQ(DetailsOf(refused).reason, "DRAINING") << Describe(refused);
+  EXPECT_TRUE(DetailsOf(refused).retry_after.has_value());
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_EQ(DetailsOf(client.OpenPut(OpenOf("late", "raw")).status()).reason, "DRAINING");
+  }
+  const auto other = Client::Connect(daemon.tcp_address());
+  EXPECT_TRUE(other.ok()) << other.status();
   // ... and what was begun ends well.
   const absl::Status written = put->Write(second, ExampleBytes(second));
   ASSERT_TRUE(written.ok()) << Describe(written);
