@@ -1,9 +1,11 @@
 // kvcask: the command line of a kvcask daemon.
 #include "client/cc/runtime.h"
 #include "client/cli/command.h"
+#include "client/cli/mapped_file.h"
 
 int main(int argc, char** argv) {
   using namespace kvcask;
+  ReportFilesCutShort();
   InitClientRuntime();
   Globals globals;
   CLI::App app("kvcask: store KV caches in a kvcask daemon and get them back.", "kvcask");

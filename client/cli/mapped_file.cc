@@ -2,10 +2,13 @@
 
 #include <absl/strings/str_cat.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -32,7 +35,58 @@ absl::Status ErrnoStatus(int error, const std::string& what) {
   }
 }
 
+// What is mapped, where a signal handler may look.
+struct Mapped {
+  std::atomic<const uint8_t*> data{nullptr};
+  std::atomic<size_t> size{0};
+  char path[1024];
+};
+Mapped mapped[8];
+
+void Remember(const uint8_t* data, size_t size, const std::string& path) {
+  for (Mapped& m : mapped) {
+    const uint8_t* expected = nullptr;
+    if (m.size != 0 || !m.data.compare_exchange_strong(expected, data)) continue;
+    const size_t n = std::min(path.size(), sizeof(m.path) - 1);
+    std::memcpy(m.path, path.data(), n);
+    m.path[n] = '\0';
+    m.size = size;
+    return;
+  }
+}
+
+void Forget(const uint8_t* data) {
+  for (Mapped& m : mapped) {
+    if (m.data != data) continue;
+    m.size = 0;
+    m.data = nullptr;
+  }
+}
+
+void Say(const char* text) { (void)!write(STDERR_FILENO, text, std::strlen(text)); }
+
+void OnBusError(int, siginfo_t* info, void*) {
+  const auto* at = static_cast<const uint8_t*>(info->si_addr);
+  for (const Mapped& m : mapped) {
+    const uint8_t* data = m.data;
+    if (m.size == 0 || at < data || at >= data + m.size) continue;
+    Say("kvcask: ");
+    Say(m.path);
+    Say(": it was cut short, or could not be read, while it was in use\n");
+    _exit(1);
+  }
+  signal(SIGBUS, SIG_DFL);  // somebody else's: as if there were no handler
+  raise(SIGBUS);
+}
+
 }  // namespace
+
+void ReportFilesCutShort() {
+  struct sigaction action = {};
+  action.sa_sigaction = OnBusError;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGBUS, &action, nullptr);
+}
 
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -53,11 +107,14 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::st
     }
   }
   close(fd);
+  if (size > 0) Remember(static_cast<const uint8_t*>(data), size, path);
   return std::shared_ptr<const MappedFile>(new MappedFile(static_cast<const uint8_t*>(data), size));
 }
 
 MappedFile::~MappedFile() {
-  if (size_ > 0) munmap(const_cast<uint8_t*>(data_), size_);
+  if (size_ == 0) return;
+  Forget(data_);
+  munmap(const_cast<uint8_t*>(data_), size_);
 }
 
 absl::StatusOr<std::unique_ptr<OutputFile>> OutputFile::Create(const std::string& path,

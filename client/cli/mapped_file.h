@@ -13,7 +13,7 @@
 
 namespace kvcask {
 
-// A regular file, read-only. Cutting it short while it is mapped ends the program (SIGBUS).
+// A regular file, read-only. Cutting it short while it is mapped raises SIGBUS.
 class MappedFile {
  public:
   // NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (not a regular file).
@@ -26,6 +26,10 @@ class MappedFile {
   const uint8_t* data_;
   size_t size_;
 };
+
+// From now on a program that reads a MappedFile past what is left of it says so, naming the
+// file, and ends with status 1, instead of dying of SIGBUS. First thing in main.
+void ReportFilesCutShort();
 
 // A new file of a known size, written as memory and seen under its name only after Publish:
 // what is there under that name stays whole until then. Destroying it unpublished removes it.
