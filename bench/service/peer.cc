@@ -3,6 +3,7 @@
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_split.h>
+#include <grpcpp/create_channel.h>
 #include <hiredis/hiredis.h>
 #include <unistd.h>
 
@@ -20,8 +21,6 @@
 #include "proto/wire/kv_frame.h"
 #include "tests/e2e/daemon.h"
 #include "tests/e2e/process.h"
-
-#include <grpcpp/create_channel.h>
 
 namespace kvcask::bench {
 namespace {
@@ -48,9 +47,9 @@ double RelativeRms(const std::vector<uint8_t>& put, const std::vector<uint8_t>& 
 
 // ---- kvcaskd
 
-// One daemon for all codecs, so that rows differ in nothing else.
+// One daemon for all codecs, so that rows differ in nothing else. Ended with the program.
 Daemon& TheDaemon() {
-  static Daemon& daemon = *new Daemon({"--memory-budget", "8GiB", "--log-level", "warning"});
+  static Daemon daemon({"--memory-budget", "8GiB", "--log-level", "warning"});
   return daemon;
 }
 
@@ -91,7 +90,8 @@ class KvcaskConnection : public Connection {
     options.message_bytes = kMessageBytes;
     const auto put = client_.PutRun(open, run_.source(), Seal(), options);
     Check(put.status(), "put");
-    peer_->ratio_ = static_cast<double>(put->raw_bytes()) / static_cast<double>(put->stored_bytes());
+    peer_->ratio_ =
+        static_cast<double>(put->raw_bytes()) / static_cast<double>(put->stored_bytes());
   }
   void Get(const std::string& name) override {
     auto stream = client_.OpenGet(Request(name));
@@ -240,14 +240,16 @@ class RedisConnection : public Connection {
   ~RedisConnection() override { redisFree(context_); }
 
   void Put(const std::string& name) override {
-    Pipelined([&](uint64_t at, uint64_t n) {
-      const std::string key = absl::StrCat(name, ":", at);
-      const char* argv[] = {"SET", key.data(), reinterpret_cast<const char*>(&run_.data()[at])};
-      const size_t lengths[] = {3, key.size(), n};
-      redisAppendCommandArgv(context_, 3, argv, lengths);
-    }, [](uint64_t, uint64_t, const redisReply& r) {
-      if (r.type != REDIS_REPLY_STATUS) Die("redis SET failed");
-    });
+    Pipelined(
+        [&](uint64_t at, uint64_t n) {
+          const std::string key = absl::StrCat(name, ":", at);
+          const char* argv[] = {"SET", key.data(), reinterpret_cast<const char*>(&run_.data()[at])};
+          const size_t lengths[] = {3, key.size(), n};
+          redisAppendCommandArgv(context_, 3, argv, lengths);
+        },
+        [](uint64_t, uint64_t, const redisReply& r) {
+          if (r.type != REDIS_REPLY_STATUS) Die("redis SET failed");
+        });
   }
   void Get(const std::string& name) override { Receive(name, nullptr); }
   double Error(const std::string& name) override {
@@ -256,10 +258,12 @@ class RedisConnection : public Connection {
     return RelativeRms(run_.data(), bytes);
   }
   void Remove(const std::string& name) override {
-    Pipelined([&](uint64_t at, uint64_t) {
-      redisAppendCommand(context_, "DEL %s:%llu", name.c_str(),
-                         static_cast<unsigned long long>(at));
-    }, [](uint64_t, uint64_t, const redisReply&) {});
+    Pipelined(
+        [&](uint64_t at, uint64_t) {
+          redisAppendCommand(context_, "DEL %s:%llu", name.c_str(),
+                             static_cast<unsigned long long>(at));
+        },
+        [](uint64_t, uint64_t, const redisReply&) {});
   }
 
  private:
@@ -282,13 +286,15 @@ class RedisConnection : public Connection {
     }
   }
   void Receive(const std::string& name, std::vector<uint8_t>* out) {
-    Pipelined([&](uint64_t at, uint64_t) {
-      redisAppendCommand(context_, "GET %s:%llu", name.c_str(),
-                         static_cast<unsigned long long>(at));
-    }, [&](uint64_t, uint64_t n, const redisReply& r) {
-      if (r.type != REDIS_REPLY_STRING || r.len != n) Die("redis GET: another value");
-      if (out != nullptr) out->insert(out->end(), r.str, r.str + r.len);
-    });
+    Pipelined(
+        [&](uint64_t at, uint64_t) {
+          redisAppendCommand(context_, "GET %s:%llu", name.c_str(),
+                             static_cast<unsigned long long>(at));
+        },
+        [&](uint64_t, uint64_t n, const redisReply& r) {
+          if (r.type != REDIS_REPLY_STRING || r.len != n) Die("redis GET: another value");
+          if (out != nullptr) out->insert(out->end(), r.str, r.str + r.len);
+        });
   }
   redisContext* const context_;
   const Run& run_;
@@ -317,9 +323,10 @@ class RedisPeer : public Peer {
     if (process_ == nullptr) Die("redis-server does not start");
   }
   std::unique_ptr<Connection> Connect(bool unix_socket, const Run& run) override {
-    return std::make_unique<RedisConnection>(
-        unix_socket ? redisConnectUnix(folder_.File("s").c_str()) : redisConnect("127.0.0.1", port_),
-        run);
+    return std::make_unique<RedisConnection>(unix_socket
+                                                 ? redisConnectUnix(folder_.File("s").c_str())
+                                                 : redisConnect("127.0.0.1", port_),
+                                             run);
   }
   pid_t pid() const override { return process_->pid(); }
 
@@ -333,7 +340,7 @@ class RedisPeer : public Peer {
 
 void Die(const std::string& why) {
   std::fprintf(stderr, "service_benchmark: %s\n", why.c_str());
-  std::_Exit(1);
+  std::exit(1);
 }
 
 Run::Run(int tokens) : tokens_(tokens) {

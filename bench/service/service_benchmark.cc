@@ -37,13 +37,13 @@ namespace {
 
 struct Flags {
   int megabytes = 256, rounds = 3, sessions = 100000;
+  int run_tokens = 1024;  // 23.6 MB: a run of some pages, more than a cache holds
   double seconds = 10;
   std::string only = "throughput,latency,sessions", what, dir;
   int streams = 0;
 } flags;
 
-constexpr int kRunTokens = 1024;   // 23.6 MB: a run of some pages, larger than a cache share
-constexpr int kBlockTokens = 45;   // 1,036,800 bytes: the block of the latency rows
+constexpr int kBlockTokens = 45;  // 1,036,800 bytes: the block of the latency rows
 
 double Seconds(absl::Time since) { return absl::ToDoubleSeconds(absl::Now() - since); }
 
@@ -106,9 +106,10 @@ void Measure(const Named& n, bool put, bool unix_socket, int streams, const Run&
 }
 
 void Throughput(const std::vector<Named>& peers, Peer* bare) {
-  const Run run(kRunTokens);
-  std::printf("\n## Throughput: runs of %d tokens, %.1f MB, messages of 2 MiB; %d MB a row, %d rounds\n",
-              kRunTokens, run.bytes() * 1e-6, flags.megabytes, flags.rounds);
+  const Run run(flags.run_tokens);
+  std::printf(
+      "\n## Throughput: runs of %d tokens, %.1f MB, messages of 2 MiB; %d MB a row, %d rounds\n",
+      flags.run_tokens, run.bytes() * 1e-6, flags.megabytes, flags.rounds);
   std::vector<uint8_t> copy(run.bytes());
   std::vector<double> memcpys;
   for (int i = 0; i < 9; ++i) {
@@ -119,7 +120,8 @@ void Throughput(const std::vector<Named>& peers, Peer* bare) {
   if (copy != run.data()) Die("memcpy");
   std::printf("memcpy of one run: %.2f GB/s (median of 9)\n\n", Median(memcpys));
   std::printf("%-4s %-4s %2s  %-8s %7s %15s %8s %7s %9s  %s\n", "dir", "over", "n", "what", "GB/s",
-              "(least..most)", "ceiling", "ratio", "error", "CPU s/GB: daemon user + client user + system");
+              "(least..most)", "ceiling", "ratio", "error",
+              "CPU s/GB: daemon user + client user + system");
   for (const bool put : {true, false}) {
     if (!flags.dir.empty() && flags.dir != (put ? "put" : "get")) continue;
     for (const bool unix_socket : {true, false}) {
@@ -127,7 +129,7 @@ void Throughput(const std::vector<Named>& peers, Peer* bare) {
         if (flags.streams != 0 && flags.streams != streams) continue;
         // Rounds outside: what disturbs the machine meets every row.
         std::map<std::string, Row> rows;
-        for (int round = -1; round < flags.rounds; ++round) {
+        for (int round = flags.rounds > 1 ? -1 : 0; round < flags.rounds; ++round) {
           for (const Named& n : peers) {
             if (round == 0) rows[n.name] = Row();  // the one before was to warm up
             Measure(n, put, unix_socket, streams, run, &rows[n.name]);
@@ -140,10 +142,11 @@ void Throughput(const std::vector<Named>& peers, Peer* bare) {
         for (const Named& n : peers) {
           const Row& r = rows[n.name];
           const auto [least, most] = std::minmax_element(r.gb_s.begin(), r.gb_s.end());
-          std::printf("%-4s %-4s %2d  %-8s %7.3f (%5.3f..%5.3f) %7.0f%% %7.2f %9.2g  %.2f + %.2f + %.2f\n",
-                      put ? "put" : "get", unix_socket ? "unix" : "tcp", streams, n.name.c_str(),
-                      Median(r.gb_s), *least, *most, 100 * Median(r.gb_s) / ceiling, r.ratio,
-                      r.error, r.cpu_server / r.gb, r.cpu_client / r.gb, r.system / r.gb);
+          std::printf(
+              "%-4s %-4s %2d  %-8s %7.3f (%5.3f..%5.3f) %7.0f%% %7.2f %9.2g  %.2f + %.2f + %.2f\n",
+              put ? "put" : "get", unix_socket ? "unix" : "tcp", streams, n.name.c_str(),
+              Median(r.gb_s), *least, *most, 100 * Median(r.gb_s) / ceiling, r.ratio, r.error,
+              r.cpu_server / r.gb, r.cpu_client / r.gb, r.system / r.gb);
           std::fflush(stdout);
         }
       }
@@ -168,7 +171,8 @@ void LatencyRow(const Named& n, bool put, double load, double capacity, const Ru
   OnThreads(kWorkers, [&](int s) {
     for (size_t i; (i = next.fetch_add(1)) < due.size();) {
       absl::SleepFor(start + absl::Seconds(due[i]) - absl::Now());
-      const std::string name = put ? absl::StrCat("fresh-", i) : absl::StrCat("block-", i % kStored);
+      const std::string name =
+          put ? absl::StrCat("fresh-", i) : absl::StrCat("block-", i % kStored);
       put ? connections[s]->Put(name) : connections[s]->Get(name);
       latency_ms[i] = 1e3 * (Seconds(start) - due[i]);
       if (put) connections[s]->Remove(name);
@@ -187,17 +191,18 @@ void LatencyRow(const Named& n, bool put, double load, double capacity, const Ru
 
 void Latency(const std::vector<Named>& peers) {
   const Run block(kBlockTokens);
-  std::printf("\n## Latency of a block of %d bytes, unix socket, 4 connections, Poisson arrivals for %g s\n"
-              "load 100%% is what 4 connections carry when each asks again at once\n\n",
-              static_cast<int>(block.bytes()), flags.seconds);
-  std::printf("%-4s %-8s %4s %8s %8s %8s %8s %8s  ms\n", "dir", "what", "load", "blocks/s", "blocks",
-              "p50", "p99", "p999");
+  std::printf(
+      "\n## Latency of a block of %d bytes, unix socket, 4 connections, Poisson arrivals for %g s\n"
+      "load 100%% is what 4 connections carry when each asks again at once\n\n",
+      static_cast<int>(block.bytes()), flags.seconds);
+  std::printf("%-4s %-8s %4s %8s %8s %8s %8s %8s  ms\n", "dir", "what", "load", "blocks/s",
+              "blocks", "p50", "p99", "p999");
   for (const bool put : {true, false}) {
     for (const Named& n : peers) {
       std::vector<std::unique_ptr<Connection>> connections;
       for (int s = 0; s < 4; ++s) connections.push_back(n.peer->Connect(true, block));
       connections[0]->Put("block");
-      const int each = std::max(20, static_cast<int>(100 * n.scale));
+      const int each = std::max(5, static_cast<int>(10 * flags.seconds * n.scale));
       const double seconds = OnThreads(4, [&](int s) {
         for (int i = 0; i < each; ++i) {
           if (!put) {
@@ -221,8 +226,8 @@ void Sessions() {
   Client client = daemon.Connect();
   const Run run(1);
   std::printf("\n## Sessions of one token (23,040 bytes) each, one client, unix socket\n\n");
-  std::printf("%9s %12s %12s %12s %12s %14s\n", "sessions", "put ms", "get ms", "stat ms", "list 100 ms",
-              "bytes/session");
+  std::printf("%9s %12s %12s %12s %12s %14s\n", "sessions", "put ms", "get ms", "stat ms",
+              "list 100 ms", "bytes/session");
   const uint64_t before = ResidentBytes(daemon.process().pid());
   const auto mean_ms = [](int times, const std::function<void(int)>& f) {
     const absl::Time start = absl::Now();
@@ -251,7 +256,8 @@ void Sessions() {
       error += DifferenceFromExample(*got).empty() ? 0 : 1;
     });
     if (error != 0) Die("sessions: other bytes than were put");
-    const double stat_ms = mean_ms(200, [&](int) { check(client.StatSession(Ref(any())).status()); });
+    const double stat_ms =
+        mean_ms(200, [&](int) { check(client.StatSession(Ref(any())).status()); });
     auto stub = v1::SessionService::NewStub(
         grpc::CreateChannel(daemon.unix_address(), grpc::InsecureChannelCredentials()));
     const double list_ms = mean_ms(50, [&](int) {
@@ -271,14 +277,16 @@ void Sessions() {
 int Main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     absl::string_view a = argv[i];
-    const bool known = (absl::ConsumePrefix(&a, "--megabytes=") && absl::SimpleAtoi(a, &flags.megabytes)) ||
-                       (absl::ConsumePrefix(&a, "--rounds=") && absl::SimpleAtoi(a, &flags.rounds)) ||
-                       (absl::ConsumePrefix(&a, "--sessions=") && absl::SimpleAtoi(a, &flags.sessions)) ||
-                       (absl::ConsumePrefix(&a, "--seconds=") && absl::SimpleAtod(a, &flags.seconds)) ||
-                       (absl::ConsumePrefix(&a, "--what=") && !(flags.what = std::string(a)).empty()) ||
-                       (absl::ConsumePrefix(&a, "--dir=") && !(flags.dir = std::string(a)).empty()) ||
-                       (absl::ConsumePrefix(&a, "--streams=") && absl::SimpleAtoi(a, &flags.streams)) ||
-                       (absl::ConsumePrefix(&a, "--only=") && !(flags.only = std::string(a)).empty());
+    const bool known =
+        (absl::ConsumePrefix(&a, "--megabytes=") && absl::SimpleAtoi(a, &flags.megabytes)) ||
+        (absl::ConsumePrefix(&a, "--run-tokens=") && absl::SimpleAtoi(a, &flags.run_tokens)) ||
+        (absl::ConsumePrefix(&a, "--rounds=") && absl::SimpleAtoi(a, &flags.rounds)) ||
+        (absl::ConsumePrefix(&a, "--sessions=") && absl::SimpleAtoi(a, &flags.sessions)) ||
+        (absl::ConsumePrefix(&a, "--seconds=") && absl::SimpleAtod(a, &flags.seconds)) ||
+        (absl::ConsumePrefix(&a, "--what=") && !(flags.what = std::string(a)).empty()) ||
+        (absl::ConsumePrefix(&a, "--dir=") && !(flags.dir = std::string(a)).empty()) ||
+        (absl::ConsumePrefix(&a, "--streams=") && absl::SimpleAtoi(a, &flags.streams)) ||
+        (absl::ConsumePrefix(&a, "--only=") && !(flags.only = std::string(a)).empty());
     if (!known || flags.rounds < 1) Die(absl::StrCat("unknown flag ", argv[i]));
   }
   InitClientRuntime();
@@ -286,8 +294,8 @@ int Main(int argc, char** argv) {
   const auto raw = NewKvcaskPeer("raw"), raw_crc = NewKvcaskPeer("raw", true);
   const auto int8 = NewKvcaskPeer("int8"), fklt = NewKvcaskPeer("fklt");
   const auto redis = NewRedisPeer();
-  std::vector<Named> peers = {{"bare", bare.get(), 1}, {"raw", raw.get(), 1},
-                              {"raw+crc", raw_crc.get(), 1}};
+  std::vector<Named> peers = {
+      {"bare", bare.get(), 1}, {"raw", raw.get(), 1}, {"raw+crc", raw_crc.get(), 1}};
   if (redis != nullptr) {
     peers.push_back({"redis", redis.get(), 1});
   } else {
