@@ -10,7 +10,7 @@ import contextlib
 import pathlib
 import sys
 
-from bench.quality import evaluate, protocols, report, results, roundtrip
+from bench.quality import evaluate, plan, protocols, report, results, roundtrip
 
 
 def _parser():
@@ -25,8 +25,19 @@ def _parser():
     run.add_argument("--protocol", action="append", choices=protocols.PROTOCOLS,
                      help="repeatable (default: prefix)")
     run.add_argument("--variant", action="append", metavar="V",
-                     help="kv, k, v, layers, first; repeatable (default: kv)")
+                     help=", ".join(evaluate.VARIANTS) + "; repeatable (default: kv)")
+    run.add_argument("--jobs", type=int, default=1, help="passages under way at a time")
     run.set_defaults(run=_run)
+    everything = commands.add_parser(
+        "plan", help="the whole table of a model, most wanted figures first, within --budget; "
+        "goes on where it stopped")
+    _common(everything)
+    everything.add_argument("--budget", type=float, default=3600, metavar="SECONDS")
+    everything.add_argument("--step", action="append", choices=[s.name for s in plan.STEPS],
+                            help="only these; repeatable")
+    everything.add_argument("--shrink", metavar="PASSAGES:TOKENS",
+                            help="no step goes beyond this: for rehearsals")
+    everything.set_defaults(run=_plan)
     capture = commands.add_parser("capture", help="write the passages' caches as safetensors")
     _common(capture)
     capture.add_argument("--passages", type=int, default=4)
@@ -51,13 +62,15 @@ def _common(sub):
     sub.add_argument("--text", action="append", required=True, metavar="KIND=FILE",
                      help="repeatable; .json: agent transcripts")
     sub.add_argument("--codec", action="append", metavar="NAME[:QUALITY][@PROFILE][+FAULT]",
-                     help="identity, reference-int8, reference-int4, or one of the daemon; "
-                          "repeatable (default: identity)")
+                     help="identity, recompute, reference-int8, reference-int4, "
+                          "reference-fklt[/STAGE], or one of the daemon; repeatable (default: "
+                          "identity)")
     sub.add_argument("--server", help="address of a running daemon")
     sub.add_argument("--kvcaskd", help="daemon to start, where --server names none")
     sub.add_argument("--kvcask", default="kvcask", help="the kvcask command")
-    sub.add_argument("--profile", default="",
-                     help="profile file of daemon codecs whose name has no @PROFILE")
+    sub.add_argument("--profile", action="append", default=[],
+                     help="profile file of codecs that need one and whose name has no @PROFILE; "
+                          "`plan` takes several")
     sub.add_argument("--client", default="auto", choices=("auto", "python", "command"),
                      help="drive the daemon by the package kvcask, or by the kvcask command; "
                           "auto: the package where it is installed")
@@ -69,27 +82,85 @@ def _common(sub):
 
 
 @contextlib.contextmanager
+def _daemon(args):
+    """A function () -> (address, {codec name: CodecInfo}) that starts the daemon where it
+    must, the first time."""
+    from bench.quality import daemon
+    with contextlib.ExitStack() as stack:
+        known = []
+
+        def get():
+            if not known:
+                address = args.server
+                if not address:
+                    if not args.kvcaskd:
+                        raise evaluate.UsageError("the daemon's codecs need --server or --kvcaskd")
+                    address = stack.enter_context(daemon.running(args.kvcaskd))
+                known.append((address, _served(args, address)))
+            return known[0]
+        yield get
+
+
+def _served(args, address):
+    """{codec name: roundtrip.Served} of the daemon at `address`."""
+    from bench.quality import python_client
+    if _by_package(args):
+        return python_client.served(address)
+    return roundtrip.served(address, args.kvcask)
+
+
+def _by_package(args):
+    from bench.quality import python_client
+    return args.client == "python" or args.client == "auto" and python_client.available()
+
+
+def _maker(args, get_daemon):
+    """spec -> Roundtrip."""
+    from bench.quality import python_client
+
+    def make(name, quality, profile):
+        address, served = get_daemon()
+        about = served.get(name)
+        if name and about is None:
+            raise evaluate.UsageError(f"the daemon has no codec {name!r}, only "
+                                      + ", ".join(sorted(served)))
+        if not profile and (not name or about.needs_profile):
+            if not args.profile:
+                raise evaluate.UsageError(f"codec {name or 'profile'} needs @PROFILE or --profile")
+            profile = args.profile[0]
+        lossless = bool(about and about.lossless)
+        if _by_package(args):
+            return python_client.ClientDaemon(address, name, quality, profile, lossless)
+        return roundtrip.Daemon(address, name, quality, profile, args.kvcask, lossless)
+
+    return lambda spec: evaluate.make_codec(spec, make)
+
+
+@contextlib.contextmanager
 def _codecs(args):
     """The Roundtrips of --codec, with a daemon for those that need one."""
-    from bench.quality import daemon, python_client
-    with contextlib.ExitStack() as stack:
-        address = args.server
+    with _daemon(args) as get_daemon:
+        make = _maker(args, get_daemon)
+        yield [make(spec) for spec in args.codec or ["identity"]]
 
-        def make(name, quality, profile):
-            nonlocal address
-            if not address:
-                if not args.kvcaskd:
-                    raise evaluate.UsageError(
-                        f"codec {name or 'profile'} is the daemon's: --server or --kvcaskd")
-                address = stack.enter_context(daemon.running(args.kvcaskd))
-            # --profile is for the codecs that need one and name none
-            if not profile and name not in ("raw", "int8"):
-                profile = args.profile
-            if args.client == "python" or args.client == "auto" and python_client.available():
-                return python_client.ClientDaemon(address, name, quality, profile)
-            return roundtrip.Daemon(address, name, quality, profile, args.kvcask)
 
-        yield [evaluate.make_codec(spec, make) for spec in args.codec or ["identity"]]
+def _plan(args):
+    shrink = [int(x) for x in args.shrink.split(":")] if args.shrink else None
+    folder = _folder(args)
+    with _daemon(args) as get_daemon:
+        served = {name: (about.needs_profile, tuple(about.qualities))
+                  for name, about in get_daemon()[1].items()}
+
+        def load(compute):
+            args.dtype = compute
+            return _load(args)
+
+        def cut(tok, passages, tokens):
+            args.passages, args.tokens = passages, tokens
+            return _passages(args, tok)
+
+        plan.run(load, plan.Codecs(served, tuple(args.profile)), _maker(args, get_daemon), cut,
+                 args.text, folder, args.device, args.budget, args.seed, args.step, shrink)
 
 
 def _load(args):
@@ -120,7 +191,8 @@ def _run(args):
         found = results.Results(folder / "results.jsonl")
         found.start_run(args.seed, model.device)
         evaluate.evaluate(model, _passages(args, tok), codecs, args.variant or ["kv"],
-                          args.protocol or ["prefix"], found, args.tokens, args.seed)
+                          args.protocol or ["prefix"], found, args.tokens, args.seed,
+                          jobs=args.jobs)
     report.write(found, folder)
     print(report.markdown(report.build(found)))
 
@@ -143,8 +215,9 @@ def _needles(args):
     folder = _folder(args)
     with _codecs(args) as codecs:
         model, tok = _load(args)
+        found = needles.Trials(folder / "needles.jsonl")
         rows = needles.measure(model, tok, args.text, args.context or [2048], args.trials,
-                               codecs, args.seed)
+                               codecs, args.seed, found)
     needles.write(folder, rows, results.provenance(model.device), args.seed)
 
 

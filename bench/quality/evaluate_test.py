@@ -40,7 +40,7 @@ class HarnessTest(unittest.TestCase):
         return found
 
     def summaries(self, found):
-        return {k[3:]: scores.summarise(v[0]) for k, v in found.groups().items()}
+        return {k[4:]: scores.summarise(v[0]) for k, v in found.groups().items()}
 
     def test_identity_is_exactly_zero_under_every_protocol_and_family(self):
         for arch in ("llama", "qwen2", "qwen3", "gemma3"):
@@ -84,7 +84,7 @@ class HarnessTest(unittest.TestCase):
     def test_the_compounding_of_layers_is_reported(self):
         found = self.run_all(["reference-int4"], names=("kv", "k", "v", "layers", "first"))
         table = report.build(found)["tables"][0]
-        c = table["compounding"]["reference-int4"]
+        c, = table["compounding"]
         single = [r for r in table["rows"] if r["variant"].startswith("layer:")]
         self.assertEqual(len(single), 3)
         self.assertAlmostEqual(c["sum_kld"], sum(r["kld"] for r in single))
@@ -177,7 +177,7 @@ class HarnessTest(unittest.TestCase):
 
     def test_unknown_names_are_refused(self):
         with self.assertRaisesRegex(evaluate.UsageError, "'w' is not one of kv"):
-            evaluate.variants(["w"], 3)
+            evaluate.variants(["w"], random_model.model("llama").config)
         with self.assertRaisesRegex(ValueError, "fault 'odd'"):
             evaluate.make_codec("identity+odd", no_daemon)
 

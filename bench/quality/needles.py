@@ -4,8 +4,11 @@ The prose with its needles is the stored prefix; the question runs on the decode
 model that does not find nine in ten with its clean cache is reported so and not scored.
 """
 
+import concurrent.futures
 import json
 import random
+import sys
+import time
 
 import torch
 
@@ -14,6 +17,7 @@ from bench.quality import protocols
 CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Tokyo", "Vienna", "Dublin", "Prague",
           "Havana", "Athens")
 NEEDLES = 4
+CLEAN = "clean"
 _CLEAN_ENOUGH = 0.9
 
 
@@ -50,50 +54,126 @@ def answers(model, tok, cache, question, number):
     return tok.decode(out).strip().startswith(number)
 
 
-def measure(model, tok, texts, contexts, trials, codecs, seed):
-    """One dict a context and codec: {"context", "codec", "trials", "clean", "found",
-    "scored", "ratio"}; found and ratio are None where the clean cache was not enough."""
+class Trials:
+    """A file of trials, one JSON object a line, appended as they are made: {"model",
+    "context", "seed", "trial", "codec", "found", "raw_bytes", "stored_bytes"}. codec
+    CLEAN is the clean cache."""
+
+    def __init__(self, path):
+        self.path, self.rows = path, []
+        if path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):  # the last may have been cut short by a stop
+                    self.rows.append(json.loads(line))
+            path.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+
+    def find(self, **key):
+        return [r for r in self.rows if all(r[k] == v for k, v in key.items())]
+
+    def add(self, row):
+        self.rows.append(row)
+        with self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+
+
+def measure(model, tok, texts, contexts, trials, codecs, seed, found, jobs=1, deadline=None,
+            progress=sys.stderr):
+    """Fills `found`, a Trials, with what it lacks; the clean cache first, and codecs only
+    where that is enough. Returns rows(): what it then holds. jobs, deadline: as
+    evaluate.evaluate."""
     from tools.calibrate import text
     prose = " ".join(text.read_kinds(texts).values())
-    rows = []
-    for context in contexts:
-        rng = random.Random(seed * 1000003 + context)
-        clean, found = 0, {c.name: 0 for c in codecs}
-        sizes = {c.name: [0, 0] for c in codecs}
-        for trial in range(trials):
-            prefix, question, number = make_prompt(tok, prose, context, rng)
-            with torch.no_grad():
-                run = model.run(torch.tensor([prefix]), keep_cache=True)
-            cache = [(k[0].cpu(), v[0].cpu()) for k, v in run.cache]
-            clean += answers(model, tok, cache, question, number)
-            for codec in codecs:
+    name = model.config.name
+    for codec in codecs:
+        if hasattr(codec, "bind"):
+            codec.bind(model)
+
+    def one(context, trial, wanted):
+        if deadline is not None and time.monotonic() > deadline:
+            return []
+        rng = random.Random((seed * 1000003 + context) * 1009 + trial)
+        prefix, question, number = make_prompt(tok, prose, context, rng)
+        with torch.no_grad():
+            run = model.run(torch.tensor([prefix]), keep_cache=True)
+        cache = [(k[0].cpu(), v[0].cpu()) for k, v in run.cache]
+        out = []
+        for codec in wanted:
+            row = {"model": name, "context": context, "seed": seed, "trial": trial,
+                   "codec": CLEAN, "raw_bytes": 0, "stored_bytes": 0}
+            mixed = cache
+            if codec is not None:
                 decoded = codec(model.config, cache, prefix)
-                sizes[codec.name][0] += decoded.raw_bytes
-                sizes[codec.name][1] += decoded.stored_bytes
                 mixed = protocols.pick(cache, decoded.layers)
-                found[codec.name] += answers(model, tok, mixed, question, number)
-        scored = clean >= _CLEAN_ENOUGH * trials
-        rows += [{"model": model.config.name, "context": context, "codec": c.name,
-                  "trials": trials, "clean": clean, "scored": scored,
-                  "found": found[c.name] if scored else None,
-                  "ratio": sizes[c.name][0] / sizes[c.name][1] if scored else None}
-                 for c in codecs]
-    return rows
+                row.update(codec=codec.name, raw_bytes=decoded.raw_bytes,
+                           stored_bytes=decoded.stored_bytes)
+            out.append({**row, "found": answers(model, tok, mixed, question, number)})
+        return out
+
+    def all_of(context, chosen):
+        where = dict(model=name, context=context, seed=seed)
+        wanted = [[c for c in chosen if not found.find(
+            **where, trial=t, codec=c.name if c else CLEAN)] for t in range(trials)]
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            for rows in pool.map(lambda t: one(context, t, wanted[t]),
+                                 [t for t in range(trials) if wanted[t]]):
+                for row in rows:
+                    found.add(row)
+        print(f"needles: {context} tokens, {', '.join(c.name if c else CLEAN for c in chosen)}: "
+              "done", file=progress, flush=True)
+
+    for context in contexts:
+        all_of(context, [None])
+        clean = found.find(model=name, context=context, seed=seed, codec=CLEAN)
+        if len(clean) >= trials and _enough(clean):
+            all_of(context, codecs)
+    return rows(found)
 
 
-def write(folder, rows, provenance, seed):
+def _enough(clean):
+    return sum(r["found"] for r in clean) >= _CLEAN_ENOUGH * len(clean)
+
+
+def rows(found):
+    """One dict a model, context and codec: {"model", "context", "seed", "codec", "trials",
+    "clean", "found", "scored", "ratio"}; codec, found and ratio are None where the clean
+    cache was not enough. clean: of the same trials."""
+    out = []
+    for place in dict.fromkeys((r["model"], r["context"], r["seed"]) for r in found.rows):
+        where = dict(zip(("model", "context", "seed"), place))
+        clean = found.find(**where, codec=CLEAN)
+        if not _enough(clean):
+            out.append({**where, "codec": None, "trials": len(clean), "scored": False,
+                        "clean": sum(r["found"] for r in clean), "found": None, "ratio": None})
+            continue
+        right = {r["trial"] for r in clean if r["found"]}
+        for codec in dict.fromkeys(r["codec"] for r in found.find(**where)):
+            mine = found.find(**where, codec=codec)
+            raw, stored = (sum(r[k] for r in mine) for k in ("raw_bytes", "stored_bytes"))
+            if codec != CLEAN:
+                out.append({**where, "codec": codec, "trials": len(mine), "scored": True,
+                            "clean": sum(r["trial"] in right for r in mine),
+                            "found": sum(r["found"] for r in mine), "ratio": raw / stored})
+    return out
+
+
+def table(found_rows):
+    """Lines of Markdown."""
+    lines = ["| model | context | codec | ratio | clean | found |", "|---|---|---|---|---|---|"]
+    for r in found_rows:
+        cells = ([r["codec"], f"{r['ratio']:.2f}", f"{r['clean']} of {r['trials']}",
+                  f"{r['found']} of {r['trials']}"] if r["scored"] else
+                 ["", "", f"{r['clean']} of {r['trials']}",
+                  "not scored: the clean cache does not find them"])
+        lines.append(f"| {r['model']} | {r['context']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def write(folder, found_rows, provenance, seed):
     """needles.json and needles.md; prints the latter."""
     (folder / "needles.json").write_text(
-        json.dumps({**provenance, "seed": seed, "rows": rows}, indent=1) + "\n")
-    lines = ["| model | context | clean | codec | ratio | found |", "|---|---|---|---|---|---|"]
-    for r in rows:
-        found = (f"{r['found']} of {r['trials']}" if r["scored"]
-                 else "not scored: the clean cache does not find them")
-        ratio = f"{r['ratio']:.2f}" if r["scored"] else ""
-        lines.append(f"| {r['model']} | {r['context']} | {r['clean']} of {r['trials']} | "
-                     f"{r['codec']} | {ratio} | {found} |")
-    lines += ["", f"`{provenance['command']}`: commit {provenance['commit']}, seed {seed}, "
-              f"{provenance['machine']}"]
-    text = "\n".join(lines) + "\n"
+        json.dumps({**provenance, "seed": seed, "rows": found_rows}, indent=1) + "\n")
+    text = "\n".join(table(found_rows) + [
+        "", f"`{provenance['command']}`: commit {provenance['commit']}, seed {seed}, "
+        f"{provenance['machine']}"]) + "\n"
     (folder / "needles.md").write_text(text)
     print(text)

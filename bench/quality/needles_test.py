@@ -1,3 +1,4 @@
+import io
 import pathlib
 import random
 import re
@@ -73,23 +74,39 @@ class NeedlesTest(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "too short"):
             needles.make_prompt(Letters(), "short", 600, random.Random(1))
 
-    def measure(self, errs):
+    def measure(self, errs, jobs=1, stop_after=None):
         with tempfile.TemporaryDirectory() as tmp:
             text = pathlib.Path(tmp) / "prose.txt"
             text.write_text(PROSE)
-            return needles.measure(Oracle(errs), Letters(), [f"book={text}"], [500], 10,
-                                   [roundtrip.Identity(), Forgetful()], 3)
+            found = needles.Trials(pathlib.Path(tmp) / "needles.jsonl")
+            again = needles.Trials(found.path)
+            for trials in [t for t in (stop_after, 10) if t]:
+                again = needles.Trials(found.path)  # as a later command would find it
+                rows = needles.measure(Oracle(errs), Letters(), [f"book={text}"], [500], trials,
+                                       [roundtrip.Identity(), Forgetful()], 3, again, jobs,
+                                       progress=io.StringIO())
+            return rows, needles.Trials(found.path).rows
 
     def test_a_codec_that_forgets_is_found_out(self):
-        identity, forgetful = self.measure(errs=0)
+        (identity, forgetful), _ = self.measure(errs=0)
         self.assertEqual((identity["clean"], identity["found"], identity["ratio"]), (10, 10, 1))
         self.assertEqual((forgetful["found"], forgetful["ratio"], forgetful["scored"]),
                          (0, 4, True))
 
-    def test_a_model_that_fails_uncompressed_is_not_scored(self):
-        for row in self.measure(errs=30):
-            self.assertLess(row["clean"], 9)
-            self.assertEqual((row["scored"], row["found"], row["ratio"]), (False, None, None))
+    def test_a_model_that_fails_uncompressed_is_not_scored_and_said_so(self):
+        (row,), trials = self.measure(errs=30)
+        self.assertEqual((row["clean"], row["trials"], row["scored"], row["found"], row["ratio"]),
+                         (0, 10, False, None, None))
+        self.assertEqual({t["codec"] for t in trials}, {needles.CLEAN})
+        self.assertIn("not scored", needles.table([row])[-1])
+
+    def test_trials_do_not_depend_on_the_jobs_or_on_a_stop(self):
+        _, whole = self.measure(errs=0)
+        key = lambda t: (t["trial"], t["codec"])
+        for other in (dict(jobs=3), dict(stop_after=4)):
+            _, trials = self.measure(errs=0, **other)
+            self.assertEqual(sorted(trials, key=key), sorted(whole, key=key))
+        self.assertEqual(len(whole), 30)
 
 
 if __name__ == "__main__":

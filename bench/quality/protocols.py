@@ -10,11 +10,11 @@ which comes back unchanged scores exactly zero.
 
 import torch
 
-from bench.quality import scores
+from bench.quality import fidelity, scores
 
 PROTOCOLS = ("prefix", "whole", "in-forward")
 _ROWS = 256  # positions whose logits are held at once
-_KEEP_BYTES = {False: 1 << 29, True: 8 << 30}  # of clean log p, by "on a GPU"
+_KEEP_BYTES = {False: 1 << 29, True: 3 << 30}  # of clean log p, by "on a GPU"
 
 
 def pick(clean, decoded, streams="kv", layers=None):
@@ -25,6 +25,21 @@ def pick(clean, decoded, streams="kv", layers=None):
         chosen = layers is None or i in layers
         out.append((b[0] if chosen and "k" in streams else a[0],
                     b[1] if chosen and "v" in streams else a[1]))
+    return out
+
+
+def pick_heads(clean, decoded, members):
+    """As pick, with the heads of `members`, a set of (layer, "k" or "v", head)."""
+    out = []
+    for i, (a, b) in enumerate(zip(clean, decoded)):
+        pair = []
+        for stream, x, y in zip("kv", a, b):
+            heads = [h for layer, s, h in members if layer == i and s == stream]
+            if heads:
+                x = x.clone()
+                x[heads] = y[heads].to(x.device)
+            pair.append(x)
+        out.append(tuple(pair))
     return out
 
 
@@ -57,6 +72,12 @@ class Passage:
         if len(self._targets) == 0:
             raise ValueError(f"{len(ids)} tokens leave none to score")
 
+    def heads(self, layers):
+        """fidelity rows of `layers` (as self.cache)."""
+        with torch.no_grad():
+            return tuple(h.row() for h in fidelity.measure(
+                self._model.config, self.cache, layers, self._model.device))
+
     def score(self, layers, kind, passage, raw, stored):
         """PassageScore with `layers` (as self.cache) in the place of the clean cache."""
         with torch.no_grad():
@@ -72,18 +93,16 @@ class Passage:
         """PassageScore with each layer's K and V sent through `roundtrip` as they appear."""
         if not roundtrip.layer_local:
             raise ValueError(f"{roundtrip.name} does not code layers apart: in-forward is n/a")
-        held, total = {}, [0, 0]
+        total = [0, 0]
 
         def hook(layer, stream, x, positions):
-            if stream not in ("k", "v"):
+            if stream != "kv":
                 return None
-            x = x[0].to("cpu", torch.bfloat16)
-            other = torch.zeros_like(x)
-            pair = (x, other) if stream == "k" else (other, x)
-            done = roundtrip(self._model.config, [pair], self.token_ids)
-            total[0] += done.raw_bytes // 2
-            total[1] += done.stored_bytes // 2
-            return done.layers[0]["kv".index(stream)][None]
+            k, v = (y[0].to(torch.bfloat16) for y in x)
+            done = roundtrip.one_layer(self._model.config, layer, k, v, self.token_ids)
+            total[0] += done.raw_bytes
+            total[1] += done.stored_bytes
+            return tuple(y[None] for y in done.layers[0])
 
         with torch.no_grad():
             hidden = self._model.run(self._inputs, kv_hook=hook).hidden[0]

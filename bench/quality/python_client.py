@@ -1,28 +1,39 @@
 """The daemon behind the seam, through the Python client package `kvcask`."""
 
+import dataclasses
 import uuid
 
+from bench.quality import inprocess
 from bench.quality.roundtrip import Decoded, RoundtripError, daemon_name, raw_bytes
 
 
 def available():
-    """True where the package kvcask is installed."""
+    """True where the package kvcask is installed and its generated code loads."""
     try:
         import kvcask  # pylint: disable=unused-import
-    except ImportError:
+    except (ImportError, TypeError):  # protobuf raises TypeError for code too old for it
         return False
     return True
 
 
+def served(server):
+    """{codec name: CodecInfo} of GetServerInfo."""
+    import kvcask
+    with kvcask.connect(server, timeout=60) as client:
+        return {c.name: c for c in client.info(timeout=60).codecs}
+
+
 class ClientDaemon:
-    """As roundtrip.Daemon, in this process: put, stat, get, delete over one channel."""
+    """As roundtrip.Daemon, in this process: put, stat, get, delete over one channel.
 
-    layer_local = False
+    in-forward: a codec that needs no profile is sent each layer as a cache of one layer."""
 
-    def __init__(self, server, codec, quality="", profile=""):
+    def __init__(self, server, codec, quality="", profile="", lossless=None, label=""):
         import kvcask
-        self.name = daemon_name(codec, quality, profile)
-        self.lossless = codec == "raw"
+        self.name = daemon_name(codec, quality, label or profile)
+        self.lossless = codec == "raw" if lossless is None else lossless
+        self.layer_local = not profile
+        self._file = profile
         self._codec, self._quality = codec, quality
         self._client = kvcask.connect(server, timeout=60)
         self._fingerprint = self._client.add_profile(profile) if profile else None
@@ -49,6 +60,16 @@ class ClientDaemon:
             raise RoundtripError(f"{session}: the daemon counts {stat.raw_bytes} raw bytes, "
                                  f"expected {raw}")
         return Decoded([(k[0], v[0]) for k, v in back], raw, stat.stored_bytes)
+
+    def groups(self, config):
+        """Those of the profile."""
+        return inprocess.file_groups(self._file) if self._file else []
+
+    def one_layer(self, config, layer, k, v, token_ids):
+        one = dataclasses.replace(config, layers=(config.layers[layer],))
+        done = self(one, [(k.cpu(), v.cpu())], token_ids)
+        done.layers = [tuple(x.to(k.device) for x in done.layers[0])]
+        return done
 
 
 def geometry(config):

@@ -31,7 +31,7 @@ class RealDaemonTest(unittest.TestCase):
             found.start_run(1, "cpu")
             evaluate.evaluate(random_model.model("qwen2"), passages, codecs, ["kv"],
                               ["prefix", "whole"], found, 240, 1)
-        out = {key[3:5]: (scores.summarise(rows), lossless)
+        out = {key[4:6]: (scores.summarise(rows), lossless)
                for key, (rows, lossless) in found.groups().items()}
         self.assertEqual(len(out), 6)
         for protocol in ("prefix", "whole"):

@@ -17,35 +17,42 @@ _COLUMNS = ("codec", "variant", "ratio", "bits", "dPPL %", "KLD", "p99 KL", "top
 def build(results):
     """The report as one JSON-ready dict."""
     tables = {}
-    for (model, tokens, seed, protocol, codec, variant), (rows, lossless) in (
+    for (model, tokens, seed, compute, protocol, codec, variant), (rows, lossless) in (
             results.groups().items()):
         summary = scores.summarise(rows)
         kinds = sorted({r.kind for r in rows})
-        tables.setdefault((model, tokens, seed, protocol), []).append({
+        tables.setdefault((model, tokens, seed, compute, protocol), []).append({
             "codec": codec, "variant": variant, "lossless": lossless,
-            **_plain(summary), "ratio": summary.ratio, "bits": summary.bits,
+            **_plain(summary),
+            "ratio": summary.ratio if summary.stored_bytes else None,
+            "bits": summary.bits if summary.stored_bytes else None,
             "verdict": scores.verdict(summary, lossless),
             "passes": scores.passes(summary, lossless),
             "by_kind": {k: _plain(scores.summarise([r for r in rows if r.kind == k]))
                         for k in kinds}})
     return {"runs": results.runs, "tables": [
-        {"model": m, "tokens": t, "seed": s, "protocol": p, "rows": rows,
-         "compounding": compounding(rows)} for (m, t, s, p), rows in tables.items()]}
+        {"model": m, "tokens": t, "seed": s, "compute": c, "protocol": p, "rows": rows,
+         "compounding": compounding(rows)} for (m, t, s, c, p), rows in tables.items()]}
 
 
 def compounding(rows):
-    """codec -> the sum of single-layer KLDs beside the KLD of all layers together, for
-    codecs with layer:i variants of every layer."""
-    out = {}
+    """[{"codec", "parts": "layer" | "group", ...}]: the sum of the KLDs of layers (groups)
+    replaced alone, beside the KLD of all together, for codecs with these variants."""
+    out = []
     for row in rows:
-        single = [r for r in rows if r["codec"] == row["codec"]
-                  and r["variant"].startswith("layer:")]
-        if row["variant"] == "kv" and single:
-            out[row["codec"]] = {
-                "layers": len(single), "sum_kld": math.fsum(r["kld"] for r in single),
-                "all_kld": row["kld"],
-                "sum_dppl": math.fsum(r["dppl"] for r in single), "all_dppl": row["dppl"],
-                "worst_layer": max(single, key=lambda r: r["kld"])["variant"]}
+        if row["variant"] != "kv":
+            continue
+        for parts in ("layer", "group"):
+            single = [r for r in rows if r["codec"] == row["codec"]
+                      and r["variant"].startswith(parts + ":")]
+            if single:
+                out.append({
+                    "codec": row["codec"], "parts": parts, "count": len(single),
+                    "passages": single[0]["passages"], "all_passages": row["passages"],
+                    "sum_kld": math.fsum(r["kld"] for r in single), "all_kld": row["kld"],
+                    "sum_dppl": math.fsum(r["dppl"] for r in single), "all_dppl": row["dppl"],
+                    "worst": max(single, key=lambda r: r["kld"])["variant"],
+                    "worst_kld": max(r["kld"] for r in single)})
     return out
 
 
@@ -82,7 +89,8 @@ def page(report):
     for table in report["tables"]:
         body.append(f"<h2>{e(_title(table))}</h2>")
         points = [(r["codec"], r["ratio"], r["kld"], r["kld_half"], r["verdict"])
-                  for r in table["rows"] if r["variant"] == "kv" and "+" not in r["codec"]]
+                  for r in table["rows"] if r["variant"] == "kv" and "+" not in r["codec"]
+                  and r["stored_bytes"]]
         body.append(curves.rate_quality(points))
         head = "".join(f"<th>{e(c)}</th>" for c in _COLUMNS)
         rows = "".join(f"<tr class={r['verdict'].lower()}>"
@@ -128,12 +136,13 @@ def _plain(summary):
 
 
 def _title(table):
-    return (f"{table['model']}, {table['protocol']}, {table['tokens']} tokens a passage, "
-            f"seed {table['seed']}")
+    compute = "" if table["compute"] == "float32" else f", computed in {table['compute']}"
+    return (f"{table['model']}, {table['protocol']}, {table['tokens']} tokens a passage"
+            f"{compute}, seed {table['seed']}")
 
 
 def _listed(rows):
-    return [r for r in rows if not r["variant"].startswith("layer:")]
+    return [r for r in rows if not r["variant"].startswith(("layer:", "group:"))]
 
 
 def _with(value, half, digits):
@@ -142,7 +151,8 @@ def _with(value, half, digits):
 
 
 def _cells(r):
-    return [r["codec"], r["variant"], f"{r['ratio']:.2f}", f"{r['bits']:.3f}",
+    stored = [f"{r['ratio']:.2f}", f"{r['bits']:.3f}"] if r["stored_bytes"] else ["n/a", "n/a"]
+    return [r["codec"], r["variant"], *stored,
             _with(r["dppl"], r["dppl_half"], 3), _with(r["kld"], r["kld_half"], 5),
             f"{r['p99']:.4f}", f"{r['top1']:.2f}",
             f"{r['worst_kind']} {r['worst_passage']}: {r['worst_kld']:.5f}",
@@ -150,10 +160,15 @@ def _cells(r):
 
 
 def _remarks(table):
-    out = [f"{codec}: single layers' KLDs add to {c['sum_kld']:.5f}, all {c['layers']} layers "
-           f"together {c['all_kld']:.5f} (dPPL {c['sum_dppl']:+.3f} % and "
-           f"{c['all_dppl']:+.3f} %); worst alone: {c['worst_layer']}"
-           for codec, c in table["compounding"].items()]
+    out = [f"{c['codec']}: the KLDs of {c['count']} {c['parts']}s, each replaced alone, add to "
+           f"{c['sum_kld']:.5f}, all together {c['all_kld']:.5f} (dPPL {c['sum_dppl']:+.3f} % "
+           f"and {c['all_dppl']:+.3f} %); worst alone: {c['worst']}, {c['worst_kld']:.5f}"
+           for c in table["compounding"]]
+    for r in table["rows"]:
+        if r["faults"]:
+            more = f", and {len(r['faults']) - 2} more" if len(r["faults"]) > 2 else ""
+            out.append(f"{r['codec']} {r['variant']} is rejected for what came back: "
+                       + "; ".join(r["faults"][:2]) + more)
     clean = [r["ppl"] for r in table["rows"] if r["variant"] == "kv"]
     if clean:
         out.append(f"perplexity of the clean run: {clean[0]:.3f}")

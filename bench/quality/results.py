@@ -19,7 +19,8 @@ import sys
 
 from bench.quality import scores
 
-_KEY = ("model", "tokens", "seed", "protocol", "codec", "variant", "kind", "passage")
+_KEY = ("model", "tokens", "seed", "compute", "protocol", "codec", "variant", "kind", "passage")
+_GROUP = len(_KEY) - 2
 
 
 class Results:
@@ -42,20 +43,22 @@ class Results:
         return tuple(key[k] for k in _KEY) in self._keys
 
     def add(self, score, **where):
-        """score: a PassageScore; where: model, tokens, seed, protocol, codec, lossless,
-        variant."""
+        """score: a PassageScore; where: model, tokens, seed, compute, protocol, codec,
+        lossless, variant."""
         row = {**where, **dataclasses.asdict(score), "run_number": self._run}
-        row["kl"] = [float(f"{x:.6g}") for x in score.kl]
+        row["kl"] = [float(f"{x:.4g}") for x in score.kl]
+        row["heads"] = [list(h) for h in score.heads]
         self._remember(row)
         self._append(row)
 
     def groups(self):
-        """(model, tokens, seed, protocol, codec, variant) -> (PassageScores, lossless),
-        in the order of first appearance."""
+        """(model, tokens, seed, compute, protocol, codec, variant) -> (PassageScores,
+        lossless), in the order of first appearance."""
         out = {}
         for row in self.rows:
-            key = tuple(row[k] for k in _KEY[:6])
-            fields = {f.name: row[f.name] for f in dataclasses.fields(scores.PassageScore)}
+            key = tuple(row[k] for k in _KEY[:_GROUP])
+            fields = {f.name: row[f.name] for f in dataclasses.fields(scores.PassageScore)
+                      if f.name in row}
             fields["kl"] = tuple(fields["kl"])
             out.setdefault(key, ([], row["lossless"]))[0].append(scores.PassageScore(**fields))
         return out
@@ -79,6 +82,7 @@ class Results:
                 self._remember(record)
 
     def _remember(self, row):
+        row.setdefault("compute", "float32")  # files written before there was a choice
         self.rows.append(row)
         self._keys.add(tuple(row[k] for k in _KEY))
 

@@ -1,10 +1,19 @@
 """The one seam between the harness and codecs: a cache goes out, and comes back.
 
 A Roundtrip is called with the cache of one sequence, per layer (k, v) of [kv_heads, tokens,
-head_dim] bf16, K after RoPE, and gives back the same shapes and what storing them took.
+head_dim] bf16, K after RoPE, and gives back the same shapes and what storing them took. It
+may be called from several threads. Its attributes:
+
+name         what reports call it
+lossless     it promises the same bits back
+layer_local  it codes layers apart, and has one_layer(config, layer, k, v, token_ids), for the
+             in-forward protocol
+bind(model)  optional: called once before the first cache
+groups(config)  optional: [{(layer, "k" | "v", head)}], what it codes together
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -42,6 +51,9 @@ class Identity:
         raw = raw_bytes(layers)
         return Decoded([(k.clone(), v.clone()) for k, v in layers], raw, raw)
 
+    def one_layer(self, config, layer, k, v, token_ids):
+        return self(config, [(k, v)], token_ids)
+
 
 class ScalarReference:
     """int8 with one fp32 scale a token and head, in process: the noise floor, and a codec
@@ -68,6 +80,9 @@ class ScalarReference:
             out.append(tuple(decoded))
         return Decoded(out, raw_bytes(layers), stored)
 
+    def one_layer(self, config, layer, k, v, token_ids):
+        return self(config, [(k, v)], token_ids)
+
 
 class Daemon:
     """A kvcask daemon, driven by the kvcask command: put, stat, get, rm.
@@ -78,11 +93,17 @@ class Daemon:
 
     layer_local = False
 
-    def __init__(self, server, codec, quality="", profile="", command="kvcask"):
-        self.name = daemon_name(codec, quality, profile)
-        self.lossless = codec == "raw"
+    def __init__(self, server, codec, quality="", profile="", command="kvcask", lossless=None,
+                 label=""):
+        self.name = daemon_name(codec, quality, label or profile)
+        self.lossless = codec == "raw" if lossless is None else lossless
         self._server, self._codec, self._quality = server, codec, quality
-        self._profile, self._command = profile, command
+        self._command = command
+        if profile:  # once; the puts name it by its fingerprint
+            self._run("profile", "add", profile)
+            with open(profile, "rb") as f:
+                profile = hashlib.sha256(f.read()).hexdigest()
+        self._profile = profile
 
     def __call__(self, config, layers, token_ids):
         session = f"kvcask-eval-{uuid.uuid4().hex}"
@@ -136,6 +157,8 @@ class Fault:
         self.name = f"{inner.name}+{kind}"
         self.lossless = inner.lossless
         self._inner, self._kind = inner, kind
+        if hasattr(inner, "bind"):
+            self.bind = inner.bind
 
     def __call__(self, config, layers, token_ids):
         decoded = self._inner(config, layers, token_ids)
@@ -157,6 +180,25 @@ class Fault:
     @staticmethod
     def _inv_freq(config, layer, device):
         return torch.tensor(config.layers[layer].rope.inv_freq(), device=device)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """One codec as the daemon describes it."""
+
+    needs_profile: bool
+    lossless: bool
+    qualities: tuple
+
+
+def served(server, command="kvcask"):
+    """{codec name: Served} by the kvcask command."""
+    done = subprocess.run([command, "--server", server, "codecs", "--json"],
+                          capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise RoundtripError(f"kvcask codecs: {done.stderr.strip()}")
+    return {c["name"]: Served(bool(c["needs_profile"]), bool(c["lossless"]),
+                              tuple(c["qualities"])) for c in json.loads(done.stdout)}
 
 
 def daemon_name(codec, quality, profile):

@@ -7,6 +7,8 @@ intervals are over passages (Student's t). Tokens of one passage are not indepen
 import dataclasses
 import math
 
+from bench.quality import fidelity
+
 # Two-sided 95 % points of Student's t by degrees of freedom; between them 1/df is
 # interpolated, which is off by less than .002.
 _T95 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646,
@@ -64,7 +66,8 @@ class PassageScore:
     kl: tuple
     top1: float
     raw_bytes: int
-    stored_bytes: int
+    stored_bytes: int  # 0: nothing is stored in this form
+    heads: tuple = ()  # rows of fidelity.Head of all that came back, where it was measured
 
     @property
     def kld(self):
@@ -88,16 +91,17 @@ class Summary:
     worst_passage: int
     worst_kld: float
     raw_bytes: int
-    stored_bytes: int
+    stored_bytes: int  # 0: nothing is stored in this form
+    faults: tuple      # sentences of fidelity.faults
 
     @property
     def ratio(self):
-        return self.raw_bytes / self.stored_bytes
+        return self.raw_bytes / self.stored_bytes if self.stored_bytes else math.nan
 
     @property
     def bits(self):
         """Stored bits an element of K and V."""
-        return 16 * self.stored_bytes / self.raw_bytes
+        return 16 * self.stored_bytes / self.raw_bytes if self.stored_bytes else math.nan
 
 
 def summarise(scores):
@@ -115,12 +119,17 @@ def summarise(scores):
         top1=100 * mean([s.top1 for s in scores]),
         worst_kind=worst.kind, worst_passage=worst.passage, worst_kld=worst.kld,
         raw_bytes=sum(s.raw_bytes for s in scores),
-        stored_bytes=sum(s.stored_bytes for s in scores))
+        stored_bytes=sum(s.stored_bytes for s in scores),
+        faults=tuple(fidelity.faults(fidelity.over_passages(
+            [map(fidelity.Head.from_row, s.heads) for s in scores if s.heads and s.stored_bytes]))))
 
 
 def verdict(summary, lossless=False):
     """ACCEPT: |dPPL| <= 1 % and top-1 >= 95 %; MARGINAL: <= 3 % and >= 85 %; else REJECT.
-    A codec that promises the same bits back must score exactly zero, or is REJECT."""
+    A codec that promises the same bits back must score exactly zero, or is REJECT. So is one
+    whose cache came back wrong in a way that no honest codec has (fidelity.faults)."""
+    if summary.faults:
+        return "REJECT"
     if lossless:
         exact = summary.dppl == 0 and summary.kld == 0 and summary.top1 == 100
         return "ACCEPT" if exact else "REJECT"
@@ -133,8 +142,8 @@ def verdict(summary, lossless=False):
 
 def passes(summary, lossless=False):
     """Our own bar: |dPPL| less its interval <= 1 %, top-1 >= 95 %, KLD <= .0105."""
-    if lossless:
-        return verdict(summary, True) == "ACCEPT"
+    if lossless or summary.faults:
+        return verdict(summary, lossless) == "ACCEPT"
     slack = 0 if math.isnan(summary.dppl_half) else summary.dppl_half
     return (abs(summary.dppl) - slack <= 1 and summary.top1 >= 95
             and summary.kld <= KLD_LIMIT)

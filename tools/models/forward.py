@@ -21,6 +21,7 @@ from tools.models import fetch, gguf_reader
 #   stream "q_pre", "k_pre": before RoPE (after the QK norm where there is one), unrounded
 #          "q", "k": after RoPE; "k" and "v" rounded to kv_dtype, as the cache holds them
 #   x [batch, heads, tokens, head_dim]; positions [tokens] int64, absolute
+#          "kv": the pair (k, v) as the hooks above left it; a replacement is a pair too
 # What the hook returns is used as it is: not rounded again, gradients flow through it.
 KvHook = typing.Callable[[int, str, torch.Tensor, torch.Tensor], typing.Optional[torch.Tensor]]
 
@@ -144,6 +145,9 @@ class Model:
         q = pass_hook("q", rotate(q, cos, sin))
         k = pass_hook("k", self._round(rotate(k, cos, sin)))
         v = pass_hook("v", self._round(v))
+        pair = hook(i, "kv", (k, v), positions)
+        if pair is not None:
+            k, v = pair[0].to(k.device, k.dtype), pair[1].to(v.device, v.dtype)
         if past is not None:
             batch = lambda p, new: p.to(new.device, new.dtype).expand(new.shape[0], -1, -1, -1)
             k = torch.cat([batch(past[0], k), k], dim=2)

@@ -75,9 +75,14 @@ class ForwardTest(unittest.TestCase):
 
     def test_the_hook_sees_every_stream_of_every_layer_in_shape(self):
         model = random_model.model("qwen3")
-        seen = {}
+        seen, seen_x = {}, {}
 
         def hook(layer, stream, x, positions):
+            if stream == "kv":
+                k, v = x
+                self.assertEqual((k.shape, v.shape), (seen_x[layer, "k"], seen_x[layer, "v"]))
+                return
+            seen_x[layer, stream] = x.shape
             seen[layer, stream] = tuple(x.shape), positions.tolist()
 
         model.forward(random_model.tokens(2, 5), kv_hook=hook, first_position=3)
