@@ -11,8 +11,12 @@ namespace {
 using rans_internal::DecodeStep;
 using rans_internal::EncodeStep;
 
-bool UseAvx2(RansPath path, int lanes) {
-  return lanes >= 8 && path != RansPath::kPortable && rans_internal::HaveAvx2();
+// What a segment of so many lanes runs on.
+RansPath PathFor(RansPath path, int lanes) {
+  path = ResolveRansPath(path);
+  if (path == RansPath::kAvx512 && lanes < 16 && rans_internal::HaveAvx2()) path = RansPath::kAvx2;
+  if (lanes < (path == RansPath::kAvx512 ? 16 : 8)) path = RansPath::kPortable;
+  return path;
 }
 
 int ExponentOf(uint32_t x) { return 31 - __builtin_clz(x) - 12; }
@@ -67,23 +71,42 @@ int SegmentLanes(int symbols, int steps) {
 }
 
 bool RansPathAvailable(RansPath path) {
-  return path != RansPath::kAvx2 || rans_internal::HaveAvx2();
+  if (path == RansPath::kAvx2) return rans_internal::HaveAvx2();
+  if (path == RansPath::kAvx512) return rans_internal::HaveAvx512();
+  return true;
+}
+
+RansPath ResolveRansPath(RansPath path) {
+  if (path != RansPath::kBest && RansPathAvailable(path)) return path;
+  for (RansPath best : {RansPath::kAvx512, RansPath::kAvx2}) {
+    if (RansPathAvailable(best)) return best;
+  }
+  return RansPath::kPortable;
 }
 
 const char* RansPathName(RansPath path) {
-  if (path == RansPath::kPortable) return "portable";
-  return rans_internal::HaveAvx2() ? "avx2" : "portable";
+  switch (ResolveRansPath(path)) {
+    case RansPath::kAvx2:
+      return "avx2";
+    case RansPath::kAvx512:
+      return "avx512";
+    default:
+      return "portable";
+  }
 }
 
 size_t EncodeSegment(const TableSet& tables, int lanes, absl::Span<const uint8_t> classes,
                      const int16_t* symbols, uint8_t* out, RansPath path) {
   assert(lanes >= 1 && lanes <= kMaxLanes && classes.size() % lanes == 0);
-  alignas(32) uint32_t x[kMaxLanes];
+  alignas(64) uint32_t x[kMaxLanes];
   for (uint32_t& state : x) state = kRansInitial;
   const size_t steps = classes.size() / lanes;
   uint8_t* const end = out + MaxSegmentBytes(static_cast<int>(classes.size()));
   uint8_t* cursor = end;
-  if (UseAvx2(path, lanes)) {
+  path = PathFor(path, lanes);
+  if (path == RansPath::kAvx512) {
+    rans_internal::EncodeStepsAvx512(tables, lanes, classes.data(), symbols, steps, x, cursor);
+  } else if (path == RansPath::kAvx2) {
     rans_internal::EncodeStepsAvx2(tables, lanes, classes.data(), symbols, steps, x, cursor);
   } else {
     for (size_t s = steps; s-- > 0;) {
@@ -99,7 +122,7 @@ bool SegmentDecoder::Open(absl::Span<const uint8_t> segment, int lanes, RansPath
   assert(lanes >= 1 && lanes <= kMaxLanes);
   if (segment.size() % 2 != 0) return false;
   lanes_ = lanes;
-  avx2_ = UseAvx2(path, lanes);
+  path_ = PathFor(path, lanes);
   cursor_ = ReadStates(segment, lanes, x_);
   end_ = segment.data() + segment.size();
   return cursor_ != nullptr;
@@ -109,7 +132,11 @@ bool SegmentDecoder::Decode(const TableSet& tables, absl::Span<const uint8_t> cl
                             int16_t* symbols) {
   assert(classes.size() % lanes_ == 0);
   const size_t steps = classes.size() / lanes_;
-  if (avx2_) {
+  if (path_ == RansPath::kAvx512) {
+    return rans_internal::DecodeStepsAvx512(tables, lanes_, classes.data(), symbols, steps, x_,
+                                            cursor_, end_);
+  }
+  if (path_ == RansPath::kAvx2) {
     return rans_internal::DecodeStepsAvx2(tables, lanes_, classes.data(), symbols, steps, x_,
                                           cursor_, end_);
   }

@@ -1,24 +1,24 @@
 // Interleaved rANS over static tables: segments of codec/fklt/FORMAT.md 3.4 and 3.5.
 //
 // rANS: Duda 2013; interleaving: Giesen 2014. Up to 32 lanes share one stream of 16-bit
-// words; lane l codes symbols l, l + lanes, l + 2 lanes, ... Every path (portable, AVX2)
+// words; lane l codes symbols l, l + lanes, l + 2 lanes, ... Every path (portable, AVX2, AVX-512)
 // writes and reads the same bytes; the best one of this machine is chosen at run time.
 //
 // Thread-safe: pure functions, and a decoder that belongs to one thread.
 #pragma once
 
+#include <absl/types/span.h>
+
 #include <cstddef>
 #include <cstdint>
-
-#include <absl/types/span.h>
 
 #include "codec/entropy/static_tables.h"
 
 namespace kvcask {
 
-inline constexpr int kMaxLanes = 32;               // frozen in the file format
-inline constexpr int kMaxSegmentSymbols = 16384;   // frozen in the file format
-inline constexpr uint32_t kRansInitial = 1u << 12; // frozen in the file format
+inline constexpr int kMaxLanes = 32;                // frozen in the file format
+inline constexpr int kMaxSegmentSymbols = 16384;    // frozen in the file format
+inline constexpr uint32_t kRansInitial = 1u << 12;  // frozen in the file format
 
 // Lanes of a segment of `symbols` symbols: the least power of two >= symbols / steps, 1..32.
 int SegmentLanes(int symbols, int steps = 512);
@@ -29,9 +29,13 @@ constexpr size_t MaxSegmentBytes(int symbols) {
   return 144 + static_cast<size_t>(symbols) * 6;
 }
 
-enum class RansPath { kBest, kPortable, kAvx2 };
+// kAvx512 falls back to AVX2 where a segment has fewer than 16 lanes.
+enum class RansPath { kBest, kPortable, kAvx2, kAvx512 };
+inline constexpr RansPath kAllRansPaths[] = {RansPath::kPortable, RansPath::kAvx2,
+                                             RansPath::kAvx512};
 bool RansPathAvailable(RansPath path);
-const char* RansPathName(RansPath path);  // what kBest is, here: "avx2"
+RansPath ResolveRansPath(RansPath path);  // kBest, or what is not available: the best here
+const char* RansPathName(RansPath path);  // resolved: "avx2"
 
 // Encodes `classes.size()` symbols, a multiple of `lanes` (pad with kAbsentClass). Classes are
 // 0..42; an absent symbol must be 0; the others are any int16, but 0..15 of class 40 and
@@ -54,11 +58,11 @@ class SegmentDecoder {
   bool Finished() const;
 
  private:
-  alignas(32) uint32_t x_[kMaxLanes];
+  alignas(64) uint32_t x_[kMaxLanes];
   const uint8_t* cursor_ = nullptr;
   const uint8_t* end_ = nullptr;
   int lanes_ = 0;
-  bool avx2_ = false;
+  RansPath path_ = RansPath::kPortable;
 };
 
 }  // namespace kvcask

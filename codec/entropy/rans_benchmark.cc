@@ -1,12 +1,12 @@
 // Symbols a second of rANS alone, per core, each way, and bits a symbol beside them. One segment
 // of a whole page: classes spread as in a tile (sigma falls from 16 steps to .4 over its rows).
 //   bazel run -c opt //codec/entropy:rans_benchmark
+#include <benchmark/benchmark.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
-
-#include <benchmark/benchmark.h>
 
 #include "codec/entropy/rans.h"
 #include "codec/entropy/rans_test_tables.h"
@@ -32,12 +32,14 @@ Tile MakeTile(int n, RansPath path) {
   for (int i = 0; i < n; ++i) {
     const double log2_sigma = 4 - 5.3 * std::sqrt(static_cast<double>(i / 128 * 128) / n);
     const double token = (i * 7 % 5 - 2) * .5;  // amplitude and step classes
-    const int c = std::max(0, std::min(39, static_cast<int>(std::lround(2.5 * (log2_sigma + token))) + 16));
+    const int c =
+        std::max(0, std::min(39, static_cast<int>(std::lround(2.5 * (log2_sigma + token))) + 16));
     t.classes[i] = static_cast<uint8_t>(c);
     t.symbols[i] = static_cast<int16_t>(std::lround(normal(rng) * ClassSigma(c)));
   }
   t.bytes.resize(MaxSegmentBytes(n));
-  t.bytes.resize(EncodeSegment(t.tables, t.lanes, t.classes, t.symbols.data(), t.bytes.data(), path));
+  t.bytes.resize(
+      EncodeSegment(t.tables, t.lanes, t.classes, t.symbols.data(), t.bytes.data(), path));
   return t;
 }
 
@@ -65,7 +67,8 @@ void BM_Decode(benchmark::State& state, RansPath path) {
   bool ok = true;
   for (auto _ : state) {
     SegmentDecoder d;
-    ok &= d.Open(t.bytes, t.lanes, path) && d.Decode(t.tables, t.classes, back.data()) && d.Finished();
+    ok &= d.Open(t.bytes, t.lanes, path) && d.Decode(t.tables, t.classes, back.data()) &&
+          d.Finished();
   }
   if (!ok || back != t.symbols) {
     std::fprintf(stderr, "decoded symbols differ\n");

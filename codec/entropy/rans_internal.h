@@ -17,8 +17,8 @@ inline void PushWord(uint8_t*& cursor, uint32_t word) {
 }
 
 // The inverse of DecodeStep. `cursor` moves down.
-inline void EncodeStep(const TableSet& t, int lanes, const uint8_t* classes,
-                       const int16_t* symbols, uint32_t* x, uint8_t*& cursor) {
+inline void EncodeStep(const TableSet& t, int lanes, const uint8_t* classes, const int16_t* symbols,
+                       uint32_t* x, uint8_t*& cursor) {
   int entry[kMaxLanes];
   for (int l = lanes - 1; l >= 0; --l) {
     const int c = classes[l];
@@ -106,11 +106,17 @@ inline bool DecodeStep(const TableSet& t, int lanes, const uint8_t* classes, int
   return extras == 0 || DecodeExtras(t, lanes, classes, symbols, x, cursor, end);
 }
 
-// Vector paths, in rans_avx2.cc. `steps` steps of 8, 16 or 32 lanes.
+// Vector paths, in rans_avx2.cc and rans_avx512.cc. `steps` steps of 8 (AVX2 only), 16 or 32
+// lanes.
 bool HaveAvx2();
 void EncodeStepsAvx2(const TableSet& t, int lanes, const uint8_t* classes, const int16_t* symbols,
                      size_t steps, uint32_t* x, uint8_t*& cursor);
 bool DecodeStepsAvx2(const TableSet& t, int lanes, const uint8_t* classes, int16_t* symbols,
                      size_t steps, uint32_t* x, const uint8_t*& cursor, const uint8_t* end);
+bool HaveAvx512();
+void EncodeStepsAvx512(const TableSet& t, int lanes, const uint8_t* classes, const int16_t* symbols,
+                       size_t steps, uint32_t* x, uint8_t*& cursor);
+bool DecodeStepsAvx512(const TableSet& t, int lanes, const uint8_t* classes, int16_t* symbols,
+                       size_t steps, uint32_t* x, const uint8_t*& cursor, const uint8_t* end);
 
 }  // namespace kvcask::rans_internal

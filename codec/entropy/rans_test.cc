@@ -1,11 +1,12 @@
 #include "codec/entropy/rans.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <random>
 
-#include <gtest/gtest.h>
-
 #include "codec/entropy/rans_test_tables.h"
+#include "codec/entropy/rans_vector.h"
 
 namespace kvcask {
 namespace {
@@ -82,7 +83,8 @@ class SlowCoder {
       for (int l = lanes - 1; l >= 0; --l) {
         if (c[l] == kAbsentClass) continue;
         const auto& f = freq_[c[l]];
-        const int i = escaped(l) ? static_cast<int>(f.size()) - 1 : (q[l] >> shift_[c[l]]) - lo_[c[l]];
+        const int i =
+            escaped(l) ? static_cast<int>(f.size()) - 1 : (q[l] >> shift_[c[l]]) - lo_[c[l]];
         int cum = 0;
         for (int j = 0; j < i; ++j) cum += f[j];
         Push(f[i], 4096, cum, x[l], reversed);
@@ -123,8 +125,10 @@ class SlowCoder {
 };
 
 std::vector<RansPath> Paths() {
-  std::vector<RansPath> paths = {RansPath::kPortable};
-  if (RansPathAvailable(RansPath::kAvx2)) paths.push_back(RansPath::kAvx2);
+  std::vector<RansPath> paths;
+  for (RansPath path : kAllRansPaths) {
+    if (RansPathAvailable(path)) paths.push_back(path);
+  }
   return paths;
 }
 
@@ -167,6 +171,171 @@ TEST(RansTest, EveryPathWritesTheBytesOfTheSlowCoderAndReadsThemBack) {
       }
     }
   }
+}
+
+// Vector operations as plain loops: what the kernel of the vector paths does at any width, on
+// machines without the instructions too.
+template <int kWidth>
+struct PlainVector {
+  struct Reg {
+    uint32_t lane[kWidth];
+  };
+  using Mask = uint32_t;
+  static constexpr int kLanes = kWidth;
+  template <typename F>
+  static Reg Each(F f) {
+    Reg r;
+    for (int l = 0; l < kWidth; ++l) r.lane[l] = static_cast<uint32_t>(f(l));
+    return r;
+  }
+  template <typename F>
+  static Mask EachBit(F f) {
+    Mask m = 0;
+    for (int l = 0; l < kWidth; ++l) m |= static_cast<Mask>(f(l)) << l;
+    return m;
+  }
+  static Reg Set(int v) {
+    return Each([&](int) { return v; });
+  }
+  static Reg Load(const uint32_t* p) {
+    return Each([&](int l) { return p[l]; });
+  }
+  static void Store(Reg x, uint32_t* p) { std::copy_n(x.lane, kWidth, p); }
+  static Reg LoadBytes(const uint8_t* p) {
+    return Each([&](int l) { return p[l]; });
+  }
+  static Reg LoadWords(const uint8_t* p) {
+    return Each([&](int l) { return p[2 * l] | p[2 * l + 1] << 8; });
+  }
+  static Reg LoadSymbols(const int16_t* p) {
+    return Each([&](int l) { return p[l]; });
+  }
+  static void StoreSymbols(Reg x, int16_t* p) {
+    for (int l = 0; l < kWidth; ++l) p[l] = static_cast<int16_t>(x.lane[l]);
+  }
+  static Reg Gather(const uint32_t* table, Reg index) {
+    return Each([&](int l) { return table[index.lane[l]]; });
+  }
+  static Reg And(Reg a, Reg b) {
+    return Each([&](int l) { return a.lane[l] & b.lane[l]; });
+  }
+  static Reg Or(Reg a, Reg b) {
+    return Each([&](int l) { return a.lane[l] | b.lane[l]; });
+  }
+  static Reg Add(Reg a, Reg b) {
+    return Each([&](int l) { return a.lane[l] + b.lane[l]; });
+  }
+  static Reg Sub(Reg a, Reg b) {
+    return Each([&](int l) { return a.lane[l] - b.lane[l]; });
+  }
+  static Reg Multiply(Reg a, Reg b) {
+    return Each([&](int l) { return a.lane[l] * b.lane[l]; });
+  }
+  template <int k>
+  static Reg Shl(Reg a) {
+    return Each([&](int l) { return a.lane[l] << k; });
+  }
+  template <int k>
+  static Reg Shr(Reg a) {
+    return Each([&](int l) { return a.lane[l] >> k; });
+  }
+  template <int k>
+  static Reg Sar(Reg a) {
+    return Each([&](int l) { return static_cast<int32_t>(a.lane[l]) >> k; });
+  }
+  static Mask None() { return 0; }
+  static Mask Equal(Reg a, Reg b) {
+    return EachBit([&](int l) { return a.lane[l] == b.lane[l]; });
+  }
+  static Mask Greater(Reg a, Reg b) {
+    return EachBit(
+        [&](int l) { return static_cast<int32_t>(a.lane[l]) > static_cast<int32_t>(b.lane[l]); });
+  }
+  static Mask AndNot(Mask a, Mask b) { return ~a & b; }
+  static bool Any(Mask m) { return m != 0; }
+  static int Count(Mask m) { return __builtin_popcount(m); }
+  static Reg Select(Mask m, Reg a, Reg b) {
+    return Each([&](int l) { return m >> l & 1 ? a.lane[l] : b.lane[l]; });
+  }
+  static Reg Expand(Mask m, Reg words) {
+    int n = 0;
+    return Each([&](int l) { return m >> l & 1 ? words.lane[n++] : 0; });
+  }
+  static uint8_t* PushWords(Mask stay, Reg x, uint8_t* cursor) {
+    for (int l = kWidth - 1; l >= 0; --l) {
+      if (stay >> l & 1) continue;
+      *--cursor = static_cast<uint8_t>(x.lane[l] >> 8);
+      *--cursor = static_cast<uint8_t>(x.lane[l]);
+    }
+    return cursor;
+  }
+  static Reg Divide(Reg x, Reg multiplier, Reg entry) {
+    return Each([&](int l) {
+      return uint64_t{x.lane[l]} * multiplier.lane[l] >> (28 + (entry.lane[l] >> 25));
+    });
+  }
+};
+
+// The kernel on V against the portable path: states, words and symbols, damaged words too.
+template <typename V>
+void CheckKernel(int lanes, Mix mix, size_t n, uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << "width " << V::kLanes << " lanes " << lanes << " mix "
+                                  << static_cast<int>(mix) << " symbols " << n << " seed " << seed);
+  using namespace rans_internal;
+  const TableSet tables = MakeTables();
+  const Symbols s = RandomSymbols(n, lanes, mix, seed);
+  const size_t steps = s.classes.size() / lanes;
+  std::vector<uint8_t> fast(MaxSegmentBytes(static_cast<int>(s.classes.size()))), slow = fast;
+  std::vector<uint32_t> x(lanes, kRansInitial), y = x;
+  uint8_t* a = fast.data() + fast.size();
+  uint8_t* b = slow.data() + slow.size();
+  EncodeSteps<V>(tables, lanes, s.classes.data(), s.values.data(), steps, x.data(), a);
+  for (size_t i = steps; i-- > 0;) {
+    EncodeStep(tables, lanes, &s.classes[i * lanes], &s.values[i * lanes], y.data(), b);
+  }
+  ASSERT_EQ(x, y);
+  std::vector<uint8_t> words(a, fast.data() + fast.size());
+  ASSERT_EQ(words, std::vector<uint8_t>(b, slow.data() + slow.size()));
+  std::mt19937 rng(seed);
+  for (int damage = 0; damage < 3 && !words.empty(); ++damage) {
+    if (damage > 0) words[rng() % words.size()] ^= static_cast<uint8_t>(1 + rng() % 255);
+    std::vector<uint32_t> u = x, v = x;
+    std::vector<int16_t> p(s.classes.size()), q = p;
+    const uint8_t* c = words.data();
+    const uint8_t* d = words.data();
+    const uint8_t* const end = words.data() + words.size();
+    const bool ok =
+        DecodeSteps<V>(tables, lanes, s.classes.data(), p.data(), steps, u.data(), c, end);
+    bool want = true;
+    for (size_t i = 0; i < steps && want; ++i) {
+      want = DecodeStep(tables, lanes, &s.classes[i * lanes], &q[i * lanes], v.data(), d, end);
+    }
+    ASSERT_EQ(ok, want);
+    if (!ok) continue;
+    EXPECT_EQ(p, q);
+    EXPECT_EQ(u, v);
+    EXPECT_EQ(c, d);
+    if (damage == 0) {
+      EXPECT_EQ(p, s.values);
+    }
+  }
+}
+
+TEST(RansTest, TheVectorKernelIsRightAtEveryWidth) {
+  uint32_t seed = 1000;
+  for (Mix mix : {Mix::kNarrow, Mix::kAll, Mix::kHuge, Mix::kAbsent}) {
+    for (size_t n : {32, 700, 6000}) {
+      for (int lanes : {8, 16, 32}) CheckKernel<PlainVector<8>>(lanes, mix, n, seed++);
+      for (int lanes : {16, 32}) CheckKernel<PlainVector<16>>(lanes, mix, n, seed++);
+    }
+  }
+}
+
+TEST(RansTest, Avx512RunsWhereTheMachineHasIt) {
+  if (!RansPathAvailable(RansPath::kAvx512)) {
+    GTEST_SKIP() << "this machine has no AVX-512: its path is compiled, not run here";
+  }
+  EXPECT_STREQ(RansPathName(RansPath::kBest), "avx512");
 }
 
 TEST(RansTest, SegmentsComeCloseToTheIdealCodeLength) {
@@ -269,9 +438,11 @@ TEST(TableSetTest, RefusesTablesThatBreakARule) {
 }
 
 TEST(TableSetTest, NormalizedFrequenciesSumAndAreNeverZero) {
-  for (const std::vector<double>& counts :
-       {std::vector<double>{1}, {0, 0, 5}, {1e9, 1, 1, 1}, std::vector<double>(256, 0.0),
-        std::vector<double>(4096, 3.0)}) {
+  for (const std::vector<double>& counts : {std::vector<double>{1},
+                                            {0, 0, 5},
+                                            {1e9, 1, 1, 1},
+                                            std::vector<double>(256, 0.0),
+                                            std::vector<double>(4096, 3.0)}) {
     int sum = 0;
     for (int f : NormalizeFrequencies(counts)) {
       EXPECT_GE(f, 1);

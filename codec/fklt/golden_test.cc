@@ -30,8 +30,10 @@ std::shared_ptr<const FkltProfile> TinyProfile() {
 }
 
 std::vector<RansPath> Paths() {
-  std::vector<RansPath> paths = {RansPath::kPortable};
-  if (RansPathAvailable(RansPath::kAvx2)) paths.push_back(RansPath::kAvx2);
+  std::vector<RansPath> paths;
+  for (RansPath path : kAllRansPaths) {
+    if (RansPathAvailable(path)) paths.push_back(path);
+  }
   return paths;
 }
 

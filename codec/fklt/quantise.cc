@@ -2,8 +2,10 @@
 
 #include <cmath>
 
-// One body for each function, compiled once as it is and once for AVX2: the compiler vectorises
-// the loops over tokens. -ffp-contract=off keeps both the same.
+#include "codec/fklt/quantise_vector.h"
+
+// The portable path, and for the small functions one body, compiled once as it is and once for
+// AVX2: the compiler vectorises the loops over tokens. -ffp-contract=off keeps both the same.
 #if defined(__x86_64__)
 #define KVCASK_AVX2 __attribute__((target("avx2")))
 #else
@@ -14,8 +16,12 @@
 namespace kvcask::fklt {
 namespace {
 
-bool UseAvx2(RansPath path) {
-  return path != RansPath::kPortable && RansPathAvailable(RansPath::kAvx2);
+bool UseAvx2(RansPath path) { return ResolveRansPath(path) != RansPath::kPortable; }
+
+VectorTarget TargetOf(RansPath path) {
+  return path == RansPath::kAvx2     ? VectorTarget::kAvx2
+         : path == RansPath::kAvx512 ? VectorTarget::kAvx512
+                                     : VectorTarget::kWidest;
 }
 
 KVCASK_BODY bool QuantiseBody(int row_term, const float* __restrict y, int count, float rounding,
@@ -50,9 +56,10 @@ KVCASK_BODY bool QuantiseBody(int row_term, const float* __restrict y, int count
   return outside == 0;
 }
 
-KVCASK_BODY void DequantiseBody(const uint8_t* __restrict classes, const int16_t* __restrict symbols,
-                                int count, const float* __restrict centroids,
-                                const float* __restrict step, float* __restrict y) {
+KVCASK_BODY void DequantiseBody(const uint8_t* __restrict classes,
+                                const int16_t* __restrict symbols, int count,
+                                const float* __restrict centroids, const float* __restrict step,
+                                float* __restrict y) {
   for (int p = 0; p < count; ++p) {
     const int q = symbols[p];
     const int n = q < 0 ? -q : q;
@@ -81,15 +88,6 @@ KVCASK_BODY void AmplitudeBody(const float* __restrict y, int tokens, float inve
   }
 }
 
-KVCASK_AVX2 bool QuantiseAvx2(int row_term, const float* y, int count, float rounding,
-                              const float* centroids, const PlaceScales& scales, uint8_t* classes,
-                              int16_t* symbols, float* error) {
-  return QuantiseBody(row_term, y, count, rounding, centroids, scales, classes, symbols, error);
-}
-KVCASK_AVX2 void DequantiseAvx2(const uint8_t* classes, const int16_t* symbols, int count,
-                                const float* centroids, const float* step, float* y) {
-  DequantiseBody(classes, symbols, count, centroids, step, y);
-}
 KVCASK_AVX2 void PredictorAvx2(const float* y, int tokens, float inverse_sigma, float c, float d,
                                float* eta) {
   PredictorBody(y, tokens, inverse_sigma, c, d, eta);
@@ -103,16 +101,20 @@ KVCASK_AVX2 void AmplitudeAvx2(const float* y, int tokens, float inverse_sigma, 
 bool QuantiseRow(int row_term, const float* y, int count, float rounding, const float* centroids,
                  const PlaceScales& scales, uint8_t* classes, int16_t* symbols, float* error,
                  RansPath path) {
-  return UseAvx2(path) ? QuantiseAvx2(row_term, y, count, rounding, centroids, scales, classes,
-                                      symbols, error)
-                       : QuantiseBody(row_term, y, count, rounding, centroids, scales, classes,
-                                      symbols, error);
+  path = ResolveRansPath(path);
+  return path == RansPath::kPortable
+             ? QuantiseBody(row_term, y, count, rounding, centroids, scales, classes, symbols,
+                            error)
+             : QuantiseRowVector(TargetOf(path), row_term, y, count, rounding, centroids, scales,
+                                 classes, symbols, error);
 }
 
 void DequantiseRow(const uint8_t* classes, const int16_t* symbols, int count,
                    const float* centroids, const float* step, float* y, RansPath path) {
-  UseAvx2(path) ? DequantiseAvx2(classes, symbols, count, centroids, step, y)
-                : DequantiseBody(classes, symbols, count, centroids, step, y);
+  path = ResolveRansPath(path);
+  path == RansPath::kPortable
+      ? DequantiseBody(classes, symbols, count, centroids, step, y)
+      : DequantiseRowVector(TargetOf(path), classes, symbols, count, centroids, step, y);
 }
 
 void AddToPredictor(const float* y, int tokens, float inverse_sigma, float c, float d, float* eta,

@@ -27,6 +27,7 @@ bool QuantiseRow(int row_term, const float* y, int count, float rounding, const 
                  RansPath path);
 
 // y^ of one coordinate of the first `count` places.
+// Both may touch up to 15 elements of classes, symbols and y behind `count`.
 void DequantiseRow(const uint8_t* classes, const int16_t* symbols, int count,
                    const float* centroids, const float* step, float* y, RansPath path);
 
