@@ -34,7 +34,23 @@ enum class CodecId : uint16_t {
   kRaw = 1,
   kInt8 = 2,
   kFklt = 3,
+  // Of constant size: codec/fixed.
+  kFp8 = 4,
+  kInt4 = 5,
+  kTurbo2 = 6,
+  kTurbo3 = 7,
+  kTurbo4 = 8,
+  kK8V4 = 9,
+  k4BitNc = 10,
+  kK3V4Nc = 11,
+  k3BitNc = 12,
+  kKivi2 = 13,
+  kKivi4 = 14,
+  kD4 = 15,
+  kE8 = 16,
+  kRecipe = 17,
 };
+inline constexpr CodecId kLastCodecId = CodecId::kRecipe;
 
 // A group's layers, of the shard's geometry. A group is encoded when all of them are
 // there.
@@ -125,6 +141,7 @@ struct CodecSpec {
   Geometry model;                          // the whole model's
   ShardRange shard;                        // this shard's part of it
   std::shared_ptr<const Profile> profile;  // null where none was named
+  std::string setting = {};                // canonical; of codecs that have one
 };
 
 // One row of the table in codec/builtin_codecs.cc.
@@ -137,6 +154,11 @@ struct CodecEntry {
   bool lossless;
   // FAILED_PRECONDITION when the profile is for another geometry (which number differs).
   absl::StatusOr<std::unique_ptr<Codec>> (*make)(const CodecSpec&);
+  bool takes_means = false;  // of any profile that has means (codec/profile/means.h)
+  // Codecs with a setting of their own take it where others take a quality: Q of a lattice, a
+  // recipe. The canonical form of one given by a client, or why it is none; null: no setting.
+  absl::StatusOr<std::string> (*canonical_setting)(absl::string_view) = nullptr;
+  const char* settings = "";  // those worth showing, separated by spaces
 };
 
 }  // namespace kvcask

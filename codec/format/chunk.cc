@@ -165,7 +165,7 @@ absl::Status ReadFixed(absl::Span<const uint8_t> bytes, ChunkHeader* h, uint8_t*
     return absl::UnimplementedError(
         absl::StrCat("chunk: byte 4: format version ", version, "; expected ", kVersion));
   }
-  if (codec < 1 || codec > static_cast<uint16_t>(CodecId::kFklt)) {
+  if (codec < 1 || codec > static_cast<uint16_t>(kLastCodecId)) {
     return absl::UnimplementedError(absl::StrCat("chunk: byte 6: unknown codec ", codec));
   }
   h->codec = static_cast<CodecId>(codec);
@@ -283,6 +283,12 @@ uint32_t LoadU32(const uint8_t* p) { return Reader(p).U32(); }
 size_t ChunkOverheadBytes(int groups, const ChunkHeader& header) {
   const Layout layout = LayoutOf(FlagsOf(header), header.tokens, groups);
   return layout.header + groups * (kTileAlignment - 1) + kCrcBytes;
+}
+
+size_t ChunkSize(const ChunkHeader& header, absl::Span<const size_t> tile_bytes) {
+  size_t total = LayoutOf(FlagsOf(header), header.tokens, tile_bytes.size()).header;
+  for (size_t bytes : tile_bytes) total = RoundUp(total) + bytes;
+  return total + kCrcBytes;
 }
 
 std::vector<uint8_t> BuildChunk(const ChunkHeader& header, absl::Span<const EncodedTile> tiles) {

@@ -56,6 +56,9 @@ struct ChunkView {
 // At most so many bytes is everything but the tiles.
 size_t ChunkOverheadBytes(int groups, const ChunkHeader& header);
 
+// Exactly what BuildChunk makes of tiles of so many bytes.
+size_t ChunkSize(const ChunkHeader& header, absl::Span<const size_t> tile_bytes);
+
 // One encoded tile for BuildChunk.
 struct EncodedTile {
   int group = 0;

@@ -1,7 +1,6 @@
 #include "codec/scalar/int8.h"
 
 #include <absl/strings/str_cat.h>
-#include <absl/strings/str_format.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,10 +10,10 @@
 #include <vector>
 
 #include "codec/api/jobs.h"
-#include "codec/base/dtype.h"
 #include "codec/base/row_kernels.h"
 #include "codec/base/strided.h"
-#include "codec/profile/profile.h"
+#include "codec/profile/means.h"
+#include "codec/quant/half.h"
 #include "codec/raw/raw_tile.h"
 #include "codec/transform/rope_cache.h"
 
@@ -26,13 +25,6 @@ constexpr size_t kHeaderBytes = 4;
 constexpr uint8_t kRawForm = 0;
 constexpr uint8_t kInt8Form = 1;
 constexpr float kLargestCode = 127;
-constexpr uint16_t kInfiniteHalf = 0x7c00;
-
-// The smallest half that is at least `x`; infinity when there is none. x >= 0.
-uint16_t HalfAtLeast(float x) {
-  const uint16_t h = FloatToF16(x);
-  return h < kInfiniteHalf && F16ToFloat(h) < x ? static_cast<uint16_t>(h + 1) : h;
-}
 
 struct Plane {
   PlaneInfo info;
@@ -287,61 +279,20 @@ void Int8Codec::DecodeHead(const DecodeJob& job, const Plane& plane, const uint8
   StoreHead(rows.data(), job.destination, out_plane, head, 0, wanted, head_dim);
 }
 
-// The shard's part of a mean of the whole model's heads; none where the profile has none.
-absl::StatusOr<std::vector<float>> ReadMean(const CodecSpec& spec, const PlaneInfo& plane) {
-  if (spec.profile == nullptr || plane.kind == StreamKind::kLatent) return std::vector<float>();
-  const int layer = spec.shard.layer_begin + plane.layer;
-  const std::string name =
-      absl::StrFormat("mean.%02d.%s", layer, plane.kind == StreamKind::kK ? "k" : "v");
-  const Profile::Tensor* tensor = spec.profile->Find(name);
-  if (tensor == nullptr) return std::vector<float>();
-  const int heads = spec.model.layers[layer].streams[plane.kind == StreamKind::kK ? 0 : 1].heads;
-  if (tensor->dtype != "F32" || tensor->shape != std::vector<int64_t>{heads, plane.head_dim}) {
-    return absl::InvalidArgumentError(absl::StrCat("profile ", spec.profile->name(), ": ", name,
-                                                   " is not F32 [", heads, ", ", plane.head_dim,
-                                                   "]"));
-  }
-  std::vector<float> mean(static_cast<size_t>(plane.heads) * plane.head_dim);
-  const size_t first = static_cast<size_t>(spec.shard.head_begin) * plane.head_dim;
-  std::memcpy(mean.data(), tensor->bytes.data() + first * sizeof(float),
-              mean.size() * sizeof(float));
-  for (float m : mean) {
-    if (!std::isfinite(m)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("profile ", spec.profile->name(), ": ", name, " has a number ", m));
-    }
-  }
-  return mean;
-}
-
-absl::Status CheckProfile(const CodecSpec& spec) {
-  if (spec.profile == nullptr) return absl::OkStatus();
-  if (spec.profile->codec() != "int8") {
-    return absl::FailedPreconditionError(absl::StrCat("profile ", spec.profile->name(),
-                                                      " is for codec ", spec.profile->codec(),
-                                                      "; expected int8"));
-  }
-  const std::string difference =
-      DescribeGeometryDifference(spec.profile->geometry(), spec.model, "the profile", "the data");
-  if (difference.empty()) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("profile ", spec.profile->name(), " is for another geometry: ", difference));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Codec>> MakeInt8Codec(const CodecSpec& spec) {
   if (absl::Status s = spec.model.Validate(); !s.ok()) return s;
-  if (absl::Status s = CheckProfile(spec); !s.ok()) return s;
   absl::StatusOr<Geometry> geometry = SliceGeometry(spec.model, spec.shard);
   if (!geometry.ok()) return geometry.status();
+  auto means = ReadMeans(spec, *geometry);
+  if (!means.ok()) return means.status();
   std::vector<std::vector<Plane>> planes;
+  size_t at = 0;
   for (const Group& group : OneGroupPerLayer(*geometry)) {
     planes.emplace_back();
     for (const PlaneInfo& info : ListPlanes(*geometry, group.layer_begin, group.layer_end)) {
-      absl::StatusOr<std::vector<float>> mean = ReadMean(spec, info);
-      if (!mean.ok()) return mean.status();
-      Plane plane{info, *std::move(mean), false};
+      Plane plane{info, std::move((*means)[at++]), false};
       plane.unrotated = !plane.mean.empty() && info.kind == StreamKind::kK &&
                         geometry->layers[info.layer].rope.style != RopeStyle::kNone;
       planes.back().push_back(std::move(plane));

@@ -12,7 +12,7 @@ std::string KeyOf(const CodecEntry& entry, const CodecSpec& spec, const Fingerpr
   const ShardRange& s = spec.shard;
   return absl::StrCat(static_cast<int>(entry.id), ":", ToHex(geometry), ":",
                       spec.profile ? ToHex(spec.profile->fingerprint()) : "", ":", s.layer_begin,
-                      "-", s.layer_end, ":", s.head_begin, "-", s.head_end);
+                      "-", s.layer_end, ":", s.head_begin, "-", s.head_end, ":", spec.setting);
 }
 }  // namespace
 

@@ -114,6 +114,8 @@ absl::Status GetRun::InitShard(Pipeline* pipeline, const GetParams& params,
   if (!raw.ok()) return raw.status();
   s.raw_codec = *std::move(raw);
   spec.profile = attachment_->profile;
+  // Only to spare it work: tiles say themselves how they were coded.
+  if (entry->canonical_setting != nullptr) spec.setting = plan_.stat.traits.quality;
   if (entry->id == CodecId::kRaw) {
     s.codec = s.raw_codec;
   } else {

@@ -9,6 +9,7 @@
 #include <absl/strings/str_join.h>
 
 #include "codec/builtin_codecs.h"
+#include "codec/profile/means.h"
 #include "server/pipeline/errors.h"
 #include "server/pipeline/get_run.h"
 #include "server/pipeline/put_run.h"
@@ -48,13 +49,21 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
       FindCodec(params.codec.empty() ? options_.default_codec : params.codec);
   if (entry == nullptr) return UnknownCodec(params.codec);
   params.codec = entry->name;
-  auto quality = ParseQuality(params.quality);
-  if (!quality.ok()) return WithReason(quality.status(), "QUALITY");
-  if (!entry->has_quality && *quality != Quality::kDefault) {
-    return WithReason(absl::InvalidArgumentError(absl::StrCat(
-                          "codec ", entry->name, " has no quality setting, found '",
-                          params.quality, "'")),
-                      "QUALITY");
+  absl::StatusOr<Quality> quality = Quality::kDefault;
+  std::string setting;
+  if (entry->canonical_setting != nullptr) {
+    auto canonical = entry->canonical_setting(params.quality);
+    if (!canonical.ok()) return WithReason(canonical.status(), "QUALITY");
+    setting = *std::move(canonical);
+  } else {
+    quality = ParseQuality(params.quality);
+    if (!quality.ok()) return WithReason(quality.status(), "QUALITY");
+    if (!entry->has_quality && *quality != Quality::kDefault) {
+      return WithReason(absl::InvalidArgumentError(absl::StrCat(
+                            "codec ", entry->name, " has no quality setting, found '",
+                            params.quality, "'")),
+                        "QUALITY");
+    }
   }
   if (params.token_count == 0 || params.token_count > options_.max_run_tokens) {
     return WithReason(absl::InvalidArgumentError(
@@ -67,15 +76,18 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
   auto run = std::shared_ptr<PutRun>(new PutRun);
   run->pipeline_ = this;
   run->quality_ = *quality;
+  run->setting_ = setting;
   auto attachment = std::make_shared<SessionAttachment>();
   attachment->geometry = params.geometry;
   CodecSpec spec;
   spec.model = params.geometry;
   spec.shard = params.shard;
+  spec.setting = setting;
   if (params.profile) {
     auto profile = profiles_->Find(*params.profile);
     if (!profile.ok()) return profile.status();
-    if (profile->profile->codec() != entry->name) {
+    const std::string& profile_codec = profile->profile->codec();
+    if (profile_codec != entry->name && !(entry->takes_means && ProfileHasMeans(profile_codec))) {
       return WithReason(absl::FailedPreconditionError(absl::StrCat(
                             "profile ", ToHex(*params.profile).substr(0, 16), " is for codec ",
                             profile->profile->codec(), ", not ", entry->name)),
@@ -98,6 +110,7 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
   if (!codec.ok()) return WithReason(codec.status(), "CODEC");
   run->codec_ = *std::move(codec);
   spec.profile = nullptr;
+  spec.setting.clear();
   auto raw = codecs_.Get(*FindCodec(CodecId::kRaw), spec, run->geometry_fingerprint_);
   if (!raw.ok()) return raw.status();
   run->raw_codec_ = *std::move(raw);
@@ -106,7 +119,7 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
   traits.model_id = params.model_id;
   traits.extra_key = params.extra_key;
   traits.codec = entry->name;
-  traits.quality = std::string(QualityName(*quality));
+  traits.quality = entry->canonical_setting ? setting : std::string(QualityName(*quality));
   traits.dtype = std::string(DtypeName(params.dtype));
   traits.geometry = run->geometry_fingerprint_;
   if (params.profile) traits.profile = *params.profile;

@@ -39,6 +39,7 @@ class PrefixHasher {
 // What two chunks must share to be the same bytes, besides their namespace.
 std::array<uint8_t, 32> ChunkKeyOf(const PrefixId& prefix, const ShardRange& shard,
                                    const Fingerprint& geometry, const Fingerprint& profile,
-                                   CodecId codec, Quality quality, Dtype dtype);
+                                   CodecId codec, Quality quality, const std::string& setting,
+                                   Dtype dtype);
 
 }  // namespace kvcask

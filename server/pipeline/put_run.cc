@@ -557,7 +557,8 @@ void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> group
   if (index < prefix_ids_.size()) {
     chunk.prefix_id = prefix_ids_[index];
     chunk.key = ChunkKeyOf(prefix_ids_[index], params_.shard, geometry_fingerprint_,
-                           params_.profile.value_or(Fingerprint{}), h.codec, h.quality, h.dtype);
+                           params_.profile.value_or(Fingerprint{}), h.codec, h.quality, setting_,
+                           h.dtype);
   }
   std::vector<Tile>().swap(page.tiles);
   page.chunk = std::move(chunk);  // read only once outstanding_ is zero

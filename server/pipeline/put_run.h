@@ -155,6 +155,7 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   std::shared_ptr<const Codec> codec_, raw_codec_;
   std::shared_ptr<const void> profile_use_;
   Quality quality_ = Quality::kDefault;
+  std::string setting_;  // of codecs that have one, canonical
   std::vector<Plane> planes_;
   std::vector<int> layer_planes_;  // first plane of each layer; one more at the end
   std::vector<Unit> units_;

@@ -5,6 +5,7 @@
 
 #include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_split.h>
 
 #include "codec/builtin_codecs.h"
 #include "kvcask/v1/cache.grpc.pb.h"
@@ -319,6 +320,9 @@ class InfoImpl final : public v1::InfoService::CallbackService {
       codec->set_description(e.description);
       codec->set_needs_profile(e.needs_profile);
       codec->set_lossless(e.lossless);
+      for (absl::string_view s : absl::StrSplit(e.settings, ' ', absl::SkipEmpty())) {
+        codec->add_qualities(std::string(s));
+      }
       if (!e.has_quality) continue;
       for (Quality q : {Quality::kNearLossless, Quality::kBalanced, Quality::kCompact}) {
         codec->add_qualities(std::string(QualityName(q)));
