@@ -1,10 +1,10 @@
 #include "codec/fklt/fklt_profile.h"
 
+#include <gtest/gtest.h>
+
 #include <cstring>
 #include <functional>
 #include <limits>
-
-#include <gtest/gtest.h>
 
 #include "codec/fklt/fklt.h"
 #include "codec/fklt/synthetic_profile.h"
@@ -64,7 +64,10 @@ TEST(FkltProfileTest, EveryBrokenRuleIsRefusedByName) {
       {"group.0.members", [](RawProfile* r) { Poke(r, "group.0.members", 2, -1); }},
       {"two places", [](RawProfile* r) { Poke(r, "group.0.members", 2, 1); }},
       {"group.1.mu", [half_nan](RawProfile* r) { Poke(r, "group.1.mu", 3, half_nan); }},
-      {"group.1.mu", [](RawProfile* r) { r->tensors["group.1.mu"].shape = {4, 8}; }},
+      {"group.1.mu",
+       [](RawProfile* r) {
+         r->tensors["group.1.mu"].shape = {4, 8};
+       }},
       {"group.1.L", [half_zero](RawProfile* r) { Poke(r, "group.1.L", 2, half_zero); }},
       {"group.1.L", [](RawProfile* r) { Poke(r, "group.1.L", 0, uint16_t{0xbc00}); }},
       {"group.1.L", [half_nan](RawProfile* r) { Poke(r, "group.1.L", 1, half_nan); }},
@@ -99,6 +102,60 @@ TEST(FkltProfileTest, EveryBrokenRuleIsRefusedByName) {
     EXPECT_NE(status.message().find(c.tensor), absl::string_view::npos)
         << "expected " << c.tensor << " in: " << status;
   }
+}
+
+// The file with another shape of one tensor in its header.
+std::vector<uint8_t> WithShape(const RawProfile& raw, const std::string& name,
+                               const std::string& shape) {
+  const std::vector<uint8_t> file = raw.Serialize();
+  uint64_t size;
+  std::memcpy(&size, file.data(), 8);
+  const size_t data = 8 + size;
+  std::string header(file.begin() + 8, file.begin() + 8 + size);
+  const size_t begin = header.find("[", header.find("\"shape\"", header.find("\"" + name + "\"")));
+  header.replace(begin, header.find("]", begin) + 1 - begin, shape);
+  size = header.size();
+  std::vector<uint8_t> out(8);
+  std::memcpy(out.data(), &size, 8);
+  out.insert(out.end(), header.begin(), header.end());
+  out.insert(out.end(), file.begin() + data, file.end());
+  return out;
+}
+
+TEST(FkltProfileTest, ShapesThatOverflowAreRefused) {
+  const RawProfile raw = Good();
+  for (const char* name : {"group.0.U", "group.0.L", "group.0.members", "fklt.tables.0.freq"}) {
+    for (const char* shape : {"[4294967296,4294967296]",  // 2^64 elements: none in 64 bits
+                              "[2147483648,2]",           // none in 32 bits
+                              "[9223372036854775807]", "[4611686018427387920,4]", "[65536,65537]",
+                              "[18446744073709551615]", "[-1,-1]"}) {
+      const auto file = Profile::Parse(WithShape(raw, name, shape));
+      EXPECT_EQ(file.status().code(), absl::StatusCode::kInvalidArgument) << name << " " << shape;
+    }
+  }
+  // The means of the test do not make a good file bad.
+  const auto same = Profile::Parse(WithShape(raw, "group.0.U", "[32,32]"));
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_TRUE(FkltProfile::Read(*same).ok());
+}
+
+TEST(FkltProfileTest, AMetricThatCannotBeInvertedIsRefused) {
+  SyntheticOptions o;
+  o.geometry = UniformGeometry(1, 1, 8, StandardRope(RopeStyle::kRotateHalf, 8, 10000));
+  o.partition = LayerGroups(o.geometry, 1);
+  o.f16_metric = false;
+  RawProfile raw = MakeSyntheticProfile(o);
+  for (size_t i = 0, row = 0; row < 8; i += ++row + 1) {
+    Poke(&raw, "group.0.L", i, 1e-38f);                // positive, with an inverse that fits
+    if (row == 5) Poke(&raw, "group.0.L", i, 1e-45f);  // and one that overflows
+  }
+  CodecSpec spec;
+  spec.profile = ParseOrDie(raw);
+  spec.model = o.geometry;
+  spec.shard = {0, 1, 0, 1, 0, 1};
+  const absl::Status status = MakeFkltCodec(spec).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_NE(status.message().find("can't be inverted"), absl::string_view::npos) << status;
 }
 
 TEST(FkltProfileTest, AnUnknownVersionIsNotInvalidButUnknown) {

@@ -161,6 +161,76 @@ TEST(GoldenTest, BrokenTilesAreRefused) {
   }
 }
 
+// Every bit of a chunk, one after the other.
+TEST(GoldenTest, NoFlippedBitOfTheChunkIsAccepted) {
+  const std::vector<uint8_t> good = ReadTestdata("golden_v1.chunk");
+  ASSERT_TRUE(ParseChunk(good, Verify::kAll).ok());
+  std::vector<uint8_t> bad = good;
+  for (size_t bit = 0; bit < 8 * good.size(); ++bit) {
+    bad[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+    ASSERT_FALSE(ParseChunk(bad, Verify::kAll).ok()) << "bit " << bit;
+    bad[bit / 8] = good[bit / 8];
+  }
+}
+
+// What a tile says of its own sizes is never believed before it is compared.
+TEST(GoldenTest, ForgedSizesAndEndsAreRefused) {
+  const auto profile = TinyProfile();
+  auto read = [&](const std::vector<uint8_t>& bytes, int tokens) {
+    TileHeader header;
+    if (absl::Status s = ReadTileHeader(bytes, 1, &header); !s.ok()) return s;
+    GoldenTile got;
+    got.symbol_classes.resize(SymbolLayout::MaxSymbols(tokens, 128));
+    got.symbols.resize(got.symbol_classes.size());
+    return ReadTile(bytes, header, ModelOf(*profile), tokens, &got.layout, &got.classes,
+                    got.symbol_classes.data(), got.symbols.data());
+  };
+  auto expect_lost = [&](const std::vector<uint8_t>& bytes, int tokens, const char* message) {
+    const absl::Status status = read(bytes, tokens);
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << message << ": " << status;
+    EXPECT_NE(status.message().find(message), absl::string_view::npos) << status;
+  };
+  // Two segments (tile 6): the size of the first is at byte 6.
+  const std::vector<uint8_t> two = ReadTestdata("golden_v1_6.tile");
+  ASSERT_TRUE(read(two, 128).ok());
+  std::vector<uint8_t> bad = two;
+  bad[6] = bad[7] = 0xff;  // 131,070 bytes
+  expect_lost(bad, 128, "segment 0 of 131070 bytes");
+  bad = two;
+  bad[6] = bad[7] = 0;
+  expect_lost(bad, 128, "segment 0 of 0 bytes");
+  bad = two;
+  ++bad[6];  // a word more for the first, a word less for the second
+  expect_lost(bad, 128, "lanes do not end in their initial state");
+  for (int groups : {0xffff, 0x8000, 513}) {
+    bad = two;
+    bad[4] = static_cast<uint8_t>(groups);
+    bad[5] = static_cast<uint8_t>(groups >> 8);
+    EXPECT_EQ(read(bad, 128).code(), absl::StatusCode::kDataLoss) << groups;
+  }
+  bad = {1, 0x86, 0, 0, 0xff, 0xff};  // 512 segments and no sizes
+  expect_lost(bad, 128, "groups of symbols");
+  // One segment: words missing, too many, an odd byte; a state that is not the first one.
+  const std::vector<uint8_t> one = ReadTestdata("golden_v1_0.tile");
+  ASSERT_TRUE(read(one, 128).ok());
+  bad = one;
+  bad.resize(bad.size() - 2);
+  expect_lost(bad, 128, "ends early");
+  bad = one;
+  bad.resize(bad.size() + 2);
+  expect_lost(bad, 128, "lanes do not end in their initial state");
+  bad = one;
+  bad.push_back(0);
+  expect_lost(bad, 128, "broken lane states");
+  // Read as a tile of fewer or more tokens, it has the wrong number of symbols.
+  for (int tokens : {1, 127}) {
+    EXPECT_EQ(read(one, tokens).code(), absl::StatusCode::kDataLoss) << tokens;
+  }
+  for (size_t cut = 0; cut < 64; ++cut) {
+    EXPECT_EQ(read({one.begin(), one.begin() + cut}, 128).code(), absl::StatusCode::kDataLoss);
+  }
+}
+
 TEST(TileLayoutTest, StepsAreTheNearestFloats) {
   for (int n = 0; n < 8; ++n) {
     EXPECT_EQ(EighthOctave(n), static_cast<float>(std::exp2(n / 8.0))) << n;
