@@ -210,6 +210,20 @@ class Work {
   Workspace workspace_;
 };
 
+// Of an element, as a part of its row's largest one: half a step and a bf16 rounding; where
+// rows are rotated errors have no bound, and this is what 10^7 normal numbers stay below.
+double LargestError(const std::string& codec) {
+  const std::pair<const char*, double> kLimits[] = {
+      {"raw", 0},       {"int8", 0.0085}, {"int8+mean", 0.06}, {"fp8", 0.07}, {"int4", 0.09},
+      {"turbo2", 0.9},  {"turbo3", 0.5},  {"turbo4", 0.3},     {"k8v4", 0.1}, {"4bit_nc", 0.3},
+      {"3bit_nc", 0.5}, {"kivi4", 0.2},   {"e8", 0.1},         {"d4", 0.1},
+  };
+  for (const auto& [name, limit] : kLimits) {
+    if (codec == name) return limit;
+  }
+  return 0;
+}
+
 void Run(benchmark::State& state, const std::string& codec_name, const Shape& shape, Pages layout,
          bool encode) {
   const Geometry g = UniformGeometry(shape.layers, shape.heads, shape.head_dim,
@@ -225,8 +239,7 @@ void Run(benchmark::State& state, const std::string& codec_name, const Shape& sh
   work.Encode();
   work.Decode();
   const double error = work.MaxError();
-  // Half a step of int8, a bf16 rounding; with a mean of 10, steps are up to 4 times as large.
-  const double limit = codec_name == "raw" ? 0 : (mean ? 0.06 : 0.0045 + 0.004);
+  const double limit = LargestError(codec_name);
   if (!(error <= limit)) Die(absl::StrCat(codec_name, ": error ", error, " over ", limit));
   for (auto _ : state) {
     if (encode) {
@@ -246,9 +259,12 @@ void Run(benchmark::State& state, const std::string& codec_name, const Shape& sh
 void RegisterAll() {
   const std::pair<const char*, Pages> kLayouts[] = {
       {"HND", Pages::kHnd}, {"NHD", Pages::kNhd}, {"K_transposed", Pages::kTransposedK}};
-  for (const char* codec : {"raw", "int8", "int8+mean"}) {
+  for (const char* codec : {"raw", "int8", "int8+mean", "fp8", "int4", "turbo2", "turbo3", "turbo4",
+                            "k8v4", "4bit_nc", "3bit_nc", "kivi4", "e8", "d4"}) {
+    const bool all_layouts = absl::StartsWith(codec, "int8") || codec == std::string("raw");
     for (const Shape& shape : kShapes) {
       for (const auto& layout : kLayouts) {
+        if (!all_layouts && layout.second != Pages::kHnd) continue;
         for (bool encode : {true, false}) {
           const std::string name = absl::StrCat(encode ? "encode/" : "decode/", codec, "/",
                                                 shape.name, "/", layout.first);

@@ -55,7 +55,11 @@ void AddGetCommand(CLI::App* app, Globals* globals);
 void AddSessionCommands(CLI::App* app, Globals* globals);  // stat, ls, rm, lookup
 void AddServerCommands(CLI::App* app, Globals* globals);   // info, codecs
 void AddProfileCommands(CLI::App* app, Globals* globals);  // profile add, ls, show, rm
+void AddProjectCommand(CLI::App* app, Globals* globals);
 void AddDiffCommand(CLI::App* app, Globals* globals);
+
+// `codecs --explain`: puts, measures and removes a session of `tokens` for each codec.
+absl::Status Explain(const Globals& globals, int tokens, bool as_json);
 
 // "A:B", "A:", ":B" or ":"; B 0 or absent: to the end. INVALID_ARGUMENT names `what`.
 absl::StatusOr<v1::Range> ParseRange(absl::string_view what, absl::string_view text);

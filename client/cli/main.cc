@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   AddSessionCommands(&app, &globals);
   AddServerCommands(&app, &globals);
   AddProfileCommands(&app, &globals);
+  AddProjectCommand(&app, &globals);
   AddDiffCommand(&app, &globals);
   app.footer(
       "Exit codes: 0 ok; 1 an error; 2 wrong usage; 3 not found; 4 data loss, or diff found a\n"

@@ -94,12 +94,16 @@ void PrintCodecs(const v1::ServerInfo& info) {
   }
 }
 
-void Add(CLI::App* app, Globals* globals, const char* name, const char* text,
-         void (*print)(const v1::ServerInfo&), json (*to_json)(const v1::ServerInfo&)) {
+// Returns the command, and whether another than the usual answer is wanted.
+CLI::App* Add(CLI::App* app, Globals* globals, const char* name, const char* text,
+              void (*print)(const v1::ServerInfo&), json (*to_json)(const v1::ServerInfo&),
+              std::shared_ptr<bool> explain = std::make_shared<bool>(false),
+              std::shared_ptr<int> tokens = nullptr) {
   auto as_json = std::make_shared<bool>(false);
   CLI::App* c = app->add_subcommand(name, text);
   c->add_flag("--json", *as_json, "Print as JSON");
   OnRun(c, globals, [=]() -> absl::Status {
+    if (*explain) return Explain(*globals, *tokens, *as_json);
     auto client = globals->Connect();
     if (!client.ok()) return client.status();
     const auto info = client->GetServerInfo();
@@ -111,13 +115,20 @@ void Add(CLI::App* app, Globals* globals, const char* name, const char* text,
     }
     return absl::OkStatus();
   });
+  return c;
 }
 
 }  // namespace
 
 void AddServerCommands(CLI::App* app, Globals* globals) {
   Add(app, globals, "info", "Version, backends, limits and use of the daemon", PrintInfo, InfoJson);
-  Add(app, globals, "codecs", "The codecs that the daemon knows", PrintCodecs, CodecsJson);
+  auto explain = std::make_shared<bool>(false);
+  auto tokens = std::make_shared<int>(1024);
+  CLI::App* codecs = Add(app, globals, "codecs", "The codecs that the daemon knows", PrintCodecs,
+                         CodecsJson, explain, tokens);
+  codecs->add_flag("--explain", *explain,
+                   "Bytes: the formula, and what the daemon holds of a session put and removed");
+  codecs->add_option("--tokens", *tokens, "Of that session")->check(CLI::Range(1, 16384));
 }
 
 }  // namespace kvcask
