@@ -15,6 +15,7 @@ _DEPS = {
     "benchmark": (["benchmark"], "libbenchmark-dev", []),
     "cli11": (["CLI11"], "libcli11-dev", []),
     "crypto": (["libcrypto"], "libssl-dev", []),
+    "eigen": (["eigen3"], "libeigen3-dev", []),
     "grpc++": (["grpc++"], "libgrpc++-dev", ["-lgrpc++_reflection"]),
     "gtest": (["gtest", "gmock"], "libgtest-dev libgmock-dev", []),
     "gtest_main": (["gmock", "gtest_main"], "libgtest-dev libgmock-dev", []),
