@@ -2,6 +2,7 @@
 
 #include "codec/fixed/presets.h"
 #include "codec/fklt/fklt.h"
+#include "codec/kakeya/kakeya.h"
 #include "codec/raw/raw.h"
 #include "codec/recipe/recipe.h"
 #include "codec/scalar/int8.h"
@@ -50,6 +51,14 @@ constexpr CodecEntry kCodecs[] = {
      /*takes_means=*/true, CanonicalRecipe,
      "default k-only kivi4 lattice-boundary turbo-rescue v-only vllm-3bit-nc vllm-4bit-nc "
      "vllm-k3v4-nc vllm-k8v4"},
+    {CodecId::kKakeya10, "kakeya-1.0", "block PCA, 16 lines, the 8 largest coordinates of a row",
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya10Codec},
+    {CodecId::kKakeya12, "kakeya-1.2", "block PCA, 16 lines, a 3-bit code for each coordinate",
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya12Codec},
+    {CodecId::kKakeya13, "kakeya-1.3", "randomized PCA of half the rank, 16 lines, 2-bit codes",
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya13Codec},
+    {CodecId::kKakeya13Ppl, "kakeya-1.3-ppl", "kakeya-1.3 with its profile's guardrails",
+     /*needs_profile=*/true, /*has_quality=*/false, /*lossless=*/false, MakeKakeya13PplCodec},
 };
 
 }  // namespace

@@ -49,8 +49,13 @@ enum class CodecId : uint16_t {
   kD4 = 15,
   kE8 = 16,
   kRecipe = 17,
+  // codec/kakeya.
+  kKakeya10 = 18,
+  kKakeya12 = 19,
+  kKakeya13 = 20,
+  kKakeya13Ppl = 21,
 };
-inline constexpr CodecId kLastCodecId = CodecId::kRecipe;
+inline constexpr CodecId kLastCodecId = CodecId::kKakeya13Ppl;
 
 // A group's layers, of the shard's geometry. A group is encoded when all of them are
 // there.
