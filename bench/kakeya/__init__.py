@@ -1,0 +1,1 @@
+"""Kakeya codecs on real caches: quality, streams, depth, stages."""
