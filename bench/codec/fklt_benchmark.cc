@@ -7,11 +7,11 @@
 //   ... -- --profile=... --cache=... --bytes                   only the bytes of all its groups
 //
 // MB/s count the bf16 side, 10^6 bytes a second of this thread's CPU time, median of the rounds
-// (spread: from the least to the most). `of GEMM` is the share of the GEMM's speed: tiles of 128
-// tokens, the rows that tiles of step class 0 code; each way has its own. rANS is timed on the
-// tiles' own symbols, tables chosen and token classes included. `over ideal` is the stored
-// bytes over the cost of their symbols under the same tables. A tile that does not decode as it
-// should ends the program with status 1.
+// (spread: from the least to the most); a group is a row. `of GEMM` is the share of the GEMM's
+// speed: tiles of 128 tokens, the rows that tiles of step class 0 code; each way has its own. rANS
+// is timed on the tiles' own symbols, tables chosen and token classes included. `over ideal` is the
+// stored bytes over the cost of their symbols under the same tables. A tile that does not decode as
+// it should ends the program with status 1.
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_format.h>
@@ -193,18 +193,11 @@ void MeasureEntropy(const FkltProfile& profile, const GroupModel& g,
   });
   Tile again = parsed[0];
   row->rans_decode = Measure(count, [&] {
-    for (const std::vector<uint8_t>& tile : tiles) {
-      if (!fklt::ReadTile(tile, parsed[0].header, model, tokens, &again.layout, &again.classes,
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      if (!fklt::ReadTile(tiles[i], parsed[i].header, model, tokens, &again.layout, &again.classes,
                           again.symbol_classes.data(), again.symbols.data())
                .ok()) {
-        // Headers may differ in kcap: parse each.
-        fklt::TileHeader header;
-        if (!fklt::ReadTileHeader(tile, 4, &header).ok() ||
-            !fklt::ReadTile(tile, header, model, tokens, &again.layout, &again.classes,
-                            again.symbol_classes.data(), again.symbols.data())
-                 .ok()) {
-          Die("a tile does not parse again");
-        }
+        Die("a tile does not parse again");
       }
     }
   });
@@ -409,22 +402,31 @@ std::string Speed(const Timing& t) {
   return absl::StrFormat("%.0f (%.0f-%.0f)", t.median / 1e6, t.least / 1e6, t.most / 1e6);
 }
 
+// One row of a Markdown table each, its head before the first.
 void Print(const Row& r) {
-  std::printf("%s: D %d, %d rows at step class 0, %.0f symbols a token\n", r.name.c_str(),
-              r.dimensions, r.rows, r.active);
-  std::printf(
-      "  ratio %.2f   predicted KLD of the tiles %.3g   relative RMS error %.4f   over ideal "
-      "%.2f %%\n",
-      r.ratio, r.predicted, r.error, 100 * r.over_ideal);
-  std::printf("  encode %s MB/s, %.0f %% of GEMM %s\n", Speed(r.encode).c_str(),
-              100 * r.encode.median / r.gemm_forward.median, Speed(r.gemm_forward).c_str());
-  std::printf("  decode %s MB/s, %.0f %% of GEMM %s\n", Speed(r.decode).c_str(),
-              100 * r.decode.median / r.gemm_inverse.median, Speed(r.gemm_inverse).c_str());
-  std::printf("  rANS encode %s M symbols/s, decode %s\n", Speed(r.rans_encode).c_str(),
-              Speed(r.rans_decode).c_str());
-  std::printf("  zstd -3: ratio %.2f, %s and %s MB/s; lz4: ratio %.2f, %s and %s MB/s\n",
-              r.zstd_ratio, Speed(r.zstd_encode).c_str(), Speed(r.zstd_decode).c_str(), r.lz4_ratio,
-              Speed(r.lz4_encode).c_str(), Speed(r.lz4_decode).c_str());
+  static bool first = true;
+  if (first) {
+    std::printf(
+        "| group | D | rows | symbols a token | ratio | predicted KLD | RMS error | over ideal | "
+        "encode MB/s | of GEMM | decode MB/s | of GEMM | GEMM forward | inverse | rANS encode "
+        "M/s | decode | zstd -3 ratio | encode | decode | lz4 ratio | encode | decode |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+        "\n");
+    first = false;
+  }
+  auto share = [](const Timing& t, const Timing& gemm) {
+    return absl::StrFormat("%.0f %%", 100 * t.median / gemm.median);
+  };
+  std::printf("| %s | %d | %d | %.0f | %.2f | %.3g | %.4f | %.2f %% |", r.name.c_str(),
+              r.dimensions, r.rows, r.active, r.ratio, r.predicted, r.error, 100 * r.over_ideal);
+  std::printf(" %s | %s | %s | %s | %s | %s |", Speed(r.encode).c_str(),
+              share(r.encode, r.gemm_forward).c_str(), Speed(r.decode).c_str(),
+              share(r.decode, r.gemm_inverse).c_str(), Speed(r.gemm_forward).c_str(),
+              Speed(r.gemm_inverse).c_str());
+  std::printf(" %s | %s | %.2f | %s | %s | %.2f | %s | %s |\n", Speed(r.rans_encode).c_str(),
+              Speed(r.rans_decode).c_str(), r.zstd_ratio, Speed(r.zstd_encode).c_str(),
+              Speed(r.zstd_decode).c_str(), r.lz4_ratio, Speed(r.lz4_encode).c_str(),
+              Speed(r.lz4_decode).c_str());
   std::fflush(stdout);
 }
 
