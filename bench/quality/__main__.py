@@ -10,7 +10,7 @@ import contextlib
 import pathlib
 import sys
 
-from bench.quality import evaluate, plan, protocols, report, results, roundtrip
+from bench.quality import evaluate, markdown, plan, protocols, report, results, roundtrip
 
 
 def _parser():
@@ -49,10 +49,10 @@ def _parser():
     needles.add_argument("--trials", type=int, default=20, help="a context")
     needles.set_defaults(run=_needles)
     again = commands.add_parser("report", help="write report.json, .md and .html again")
-    again.add_argument("out", nargs="+", help="folders that `run` filled; of several, one "
-                       "report is written to the first, and codecs with a profile are named "
-                       "with it")
-    again.add_argument("--docs", help="copy the Markdown to this file too")
+    again.add_argument("out", nargs="+", help="folders that `run` or `plan` filled; of several, "
+                       "one report is written to the first")
+    again.add_argument("--docs", help="write the Markdown, with pictures, to this file too")
+    again.add_argument("--pictures", help="folder for these pictures (default: beside --docs)")
     again.set_defaults(run=_report)
     return parser
 
@@ -161,6 +161,7 @@ def _plan(args):
 
         plan.run(load, plan.Codecs(served, tuple(args.profile)), _maker(args, get_daemon), cut,
                  args.text, folder, args.device, args.budget, args.seed, args.step, shrink)
+    report.write(report.build(*report.gather([folder])), folder)
 
 
 def _load(args):
@@ -193,8 +194,9 @@ def _run(args):
         evaluate.evaluate(model, _passages(args, tok), codecs, args.variant or ["kv"],
                           args.protocol or ["prefix"], found, args.tokens, args.seed,
                           jobs=args.jobs)
-    report.write(found, folder)
-    print(report.markdown(report.build(found)))
+    built = report.build(found)
+    report.write(built, folder)
+    print(markdown.markdown(built))
 
 
 def _capture(args):
@@ -222,15 +224,10 @@ def _needles(args):
 
 
 def _report(args):
-    folders = [pathlib.Path(f) for f in args.out]
-    for folder in folders:
-        if not (folder / "results.jsonl").exists():
-            raise FileNotFoundError(f"{folder}/results.jsonl does not exist: "
-                                    "`kvcask-eval run --out` makes it")
-    found = [results.Results(f / "results.jsonl") for f in folders]
-    written = report.write(found[0] if len(found) == 1 else results.merge(found), folders[0])
+    built = report.build(*report.gather(args.out))
+    report.write(built, args.out[0])
     if args.docs:
-        pathlib.Path(args.docs).write_text(report.markdown(written))
+        report.write_docs(built, args.docs, args.pictures or pathlib.Path(args.docs).parent)
 
 
 def main(argv=None):

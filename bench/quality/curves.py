@@ -4,9 +4,9 @@ import html
 import math
 import re
 
-_W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM = 920, 400, 70, 16, 330, 46
+_W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM = 1040, 400, 70, 16, 430, 46
 _COLOURS = ("#1f5fa8", "#b3541e", "#2e7d4f", "#7a3e9d", "#8a6d00", "#b3261e", "#3b7f8c")
-_FLOOR = 1e-6  # KLDs below it, zero among them, are drawn here
+_FLOOR = 1e-5  # KLDs below it, zero among them, are drawn here
 _LIMIT = 0.0105
 _QUALITY = re.compile("-(near_lossless|balanced|compact)")
 
@@ -54,13 +54,13 @@ def rate_quality(points):
                 max(_H, legend))
 
 
-def layer_profile(points):
-    """KLD (log) over the layer of (codec, layer, kld): what each layer costs alone."""
+def layer_profile(points, what="layer"):
+    """KLD (log) over the layer of (codec, layer, kld): what each layer (`what`) costs alone."""
     x_last = max(p[1] for p in points) or 1
     x = lambda v: _LEFT + (_W - _RIGHT - _LEFT) * v / x_last
     x.ticks = list(range(0, x_last + 1, max(1, x_last // 10)))
     y = _log_axis([max(p[2], _FLOOR) for p in points] + [_FLOOR * 10], _H - _BOTTOM, _TOP)
-    parts = _frame(x, y, "layer", "KLD, nats a token")
+    parts = _frame(x, y, what, "KLD, nats a token")
     for i, codec in enumerate(dict.fromkeys(p[0] for p in points)):
         colour = _COLOURS[i % len(_COLOURS)]
         line = " ".join(f"{x(p[1]):.1f},{y(max(p[2], _FLOOR)):.1f}"
@@ -68,7 +68,7 @@ def layer_profile(points):
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>'
                      f'<text x="{_W - _RIGHT + 10}" y="{_TOP + 12 + 17 * i}" '
                      f'fill="{colour}">{html.escape(codec)}</text>')
-    return _svg(parts, "KLD of one layer alone", _H)
+    return _svg(parts, f"KLD of one {what} alone", _H)
 
 
 def _log_axis(values, begin, end):

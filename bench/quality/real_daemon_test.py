@@ -1,6 +1,7 @@
 """The harness on a small random model through a real kvcaskd and the kvcask command.
 
-$KVCASKD and $KVCASK name the binaries (Bazel sets them)."""
+$KVCASKD and $KVCASK name the binaries, $KVCASK_PB2 the client's generated code (Bazel sets
+them)."""
 
 import os
 import pathlib
@@ -10,9 +11,11 @@ import unittest
 
 import torch
 
-from bench.quality import (daemon, evaluate, protocols, python_client, results, roundtrip,
+from bench.quality import (built_package, daemon, evaluate, protocols, python_client, results, roundtrip,
                            scores)
 from tools.models import random_model
+
+built_package.use()
 
 
 @unittest.skipUnless("KVCASKD" in os.environ, "KVCASKD and KVCASK name no binaries")
@@ -41,6 +44,7 @@ class RealDaemonTest(unittest.TestCase):
             self.assertGreater(raw.bits, 16)  # headers count
             self.assertLess(raw.bits, 18)
             int8, _ = out[protocol, "int8"]
+            self.assertEqual(int8.faults, ())
             self.assertGreater(int8.kld, 0)
             self.assertLess(int8.kld, 0.05)
             self.assertLess(int8.bits, raw.bits)
@@ -51,6 +55,30 @@ class RealDaemonTest(unittest.TestCase):
 class RealDaemonThroughThePackageTest(RealDaemonTest):
     def make(self, *args):
         return python_client.ClientDaemon(*args)
+
+    def test_a_layer_goes_through_the_daemon_alone_for_in_forward(self):
+        model = random_model.model("qwen2")
+        ids = random_model.tokens(1, 140)[0].tolist()
+        with daemon.running(os.environ["KVCASKD"]) as server:
+            clean = protocols.Passage(model, "in-forward", ids)
+            raw, int8 = (clean.score_in_forward(self.make(server, name, "", ""), "random", 0)
+                         for name in ("raw", "int8"))
+        self.assertEqual((raw.kld, raw.dnll, raw.top1), (0, 0, 1))
+        self.assertGreater(int8.kld, 0)
+        self.assertLess(int8.kld, 0.05)
+        self.assertLess(int8.stored_bytes, 0.7 * raw.stored_bytes)
+
+    def test_what_the_daemon_says_of_its_codecs(self):
+        with daemon.running(os.environ["KVCASKD"]) as server:
+            by_package = python_client.served(server)
+            by_command = roundtrip.served(server, os.environ["KVCASK"])
+        self.assertEqual(set(by_package), set(by_command))
+        for name, about in by_command.items():
+            other = by_package[name]
+            self.assertEqual((other.needs_profile, other.lossless, tuple(other.qualities)),
+                             (about.needs_profile, about.lossless, about.qualities), name)
+        self.assertTrue(by_command["fklt"].needs_profile)
+        self.assertTrue(by_command["raw"].lossless)
 
     def test_windows_and_rotations_of_layers_reach_the_daemon(self):
         model = random_model.model("gemma3")

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -89,43 +88,6 @@ class Results:
     def _append(self, record):
         with self.path.open("a") as f:
             f.write(json.dumps(record) + "\n")
-
-
-class Merged:
-    """Several results files as one, for a report. Codecs with a profile carry its name,
-    since the same codec may have been measured with several."""
-
-    def __init__(self, found):
-        self.runs = [run for r in found for run in r.runs]
-        self._found = found
-
-    def groups(self):
-        out = {}
-        for r in self._found:
-            for key, (rows, lossless) in r.groups().items():
-                *head, codec, variant = key
-                key = (*head, codec + _profile(r.runs, codec), variant)
-                if key in out:
-                    raise ValueError(f"{r.path}: {codec} {variant} of {head[0]} is in another "
-                                     "file too")
-                out[key] = (rows, lossless)
-        return out
-
-
-def merge(found):
-    """found: Results. ValueError when a codec was measured in two of them."""
-    return Merged(found)
-
-
-def _profile(runs, codec):
-    """" (NAME)" of the profile that the runs' commands give; "" for codecs without one."""
-    if "@" in codec or re.split("[-+]", codec)[0] in ("identity", "raw", "int8", "reference"):
-        return ""
-    for run in runs:
-        words = shlex.split(run["command"])
-        if "--profile" in words:
-            return f" ({pathlib.Path(words[words.index('--profile') + 1]).stem})"
-    return ""
 
 
 def provenance(device):
