@@ -135,7 +135,7 @@ int Main(int argc, char** argv) {
   for (const std::string& p : config.profiles) {
     if (absl::Status s = LoadProfile(p, &profiles); !s.ok()) return Fail(kExitError, s);
   }
-  std::string metrics_address;
+  std::string& metrics_address = serving.metrics_address;
   if (!config.metrics.empty()) {
     auto port = metrics.Serve(config.metrics);
     if (!port.ok()) return Fail(kExitError, port.status());

@@ -54,6 +54,7 @@ void AddPutCommand(CLI::App* app, Globals* globals);
 void AddGetCommand(CLI::App* app, Globals* globals);
 void AddSessionCommands(CLI::App* app, Globals* globals);  // stat, ls, rm, lookup
 void AddServerCommands(CLI::App* app, Globals* globals);   // info, codecs
+void AddTopCommand(CLI::App* app, Globals* globals);
 void AddProfileCommands(CLI::App* app, Globals* globals);  // profile add, ls, show, rm
 void AddProjectCommand(CLI::App* app, Globals* globals);
 void AddDiffCommand(CLI::App* app, Globals* globals);

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   AddGetCommand(&app, &globals);
   AddSessionCommands(&app, &globals);
   AddServerCommands(&app, &globals);
+  AddTopCommand(&app, &globals);
   AddProfileCommands(&app, &globals);
   AddProjectCommand(&app, &globals);
   AddDiffCommand(&app, &globals);

@@ -2,7 +2,7 @@
 """Every query of the dashboard returns data: a real kvcaskd under load, scraped by a real
 Prometheus (package prometheus), asked what Grafana would ask.
 
-dashboard_test.py KVCASKD KVCASK CACHE DASHBOARD
+dashboard_test.py KVCASKD KVCASK CACHE PROFILE DASHBOARD
 """
 import json
 import os
@@ -102,14 +102,15 @@ def has_data(base, expr):
     return any(v not in ("NaN", "+Inf", "-Inf") for v in values)
 
 
-def load(kvcask, server, cache, tmp, turn):
+def load(kvcask, server, cache, profile, tmp, turn):
     """A put and a get of each codec, and a few other calls."""
     def run(*args):
         subprocess.run([kvcask, "--server", server, *args], check=True,
                        stdout=subprocess.DEVNULL)
-    for codec in ("raw", "int8"):
+    for codec in ("raw", "int8", "fklt"):
         session = f"{codec}-{turn}"
-        run("put", cache, "--session", session, "--codec", codec)
+        run("put", cache, "--session", session, "--codec", codec,
+            *(("--profile", profile) if codec == "fklt" else ()))
         run("get", "--session", session, "--out", f"{tmp}/out")
         run("stat", "--session", session)
         if turn > 3:
@@ -117,7 +118,7 @@ def load(kvcask, server, cache, tmp, turn):
 
 
 def main():
-    kvcaskd, kvcask, cache, dashboard = (os.path.abspath(a) for a in sys.argv[1:])
+    kvcaskd, kvcask, cache, profile, dashboard = (os.path.abspath(a) for a in sys.argv[1:])
     tmp = tempfile.mkdtemp(prefix="kvcask", dir="/tmp")  # sockets want short paths
     try:
         with Processes() as processes:
@@ -130,7 +131,7 @@ def main():
             end = time.monotonic() + DEADLINE_S
             turn = 0
             while waiting and time.monotonic() < end:
-                load(kvcask, server, cache, tmp, turn)
+                load(kvcask, server, cache, profile, tmp, turn)
                 turn += 1
                 waiting = [q for q in waiting if not has_data(base, q[1])]
             for panel, expr in waiting:

@@ -38,6 +38,13 @@ const Histogram::BucketBoundaries& RequestBuckets() {
   return b;
 }
 
+// Nats a token: near_lossless is below a hundredth, and from a tenth on texts change.
+const Histogram::BucketBoundaries& LossBuckets() {
+  static const auto& b = *new Histogram::BucketBoundaries{
+      .0001, .0003, .001, .003, .01, .02, .05, .1, .2, .5, 1, 3, 10};
+  return b;
+}
+
 // The codes that alerts watch: declared for each method from the start.
 constexpr const char* kWatchedCodes[] = {"OK", "RESOURCE_EXHAUSTED", "DATA_LOSS", "INTERNAL"};
 
@@ -113,6 +120,7 @@ class Metrics::Impl {
     Counter& decode_output_bytes;
     Histogram& encode_seconds;
     Histogram& decode_seconds;
+    Histogram& predicted_kld;
   };
 
   Impl(const std::string& version, const std::string& commit, const std::string& backend) {
@@ -138,7 +146,8 @@ class Metrics::Impl {
             CodecSeries{raw_bytes.Add(labels), stored_bytes.Add(labels),
                         encode_input_bytes.Add(labels), encode_output_bytes.Add(labels),
                         decode_output_bytes.Add(labels), encode_seconds.Add(labels, BatchBuckets()),
-                        decode_seconds.Add(labels, BatchBuckets())})
+                        decode_seconds.Add(labels, BatchBuckets()),
+                        predicted_kld.Add(labels, LossBuckets())})
         .first->second;
   }
 
@@ -168,6 +177,9 @@ class Metrics::Impl {
       AddHistogram("kvcask_encode_seconds", "Time to encode one batch.");
   Family<Histogram>& decode_seconds =
       AddHistogram("kvcask_decode_seconds", "Time to decode one batch.");
+  Family<Histogram>& predicted_kld = AddHistogram(
+      "kvcask_predicted_kld",
+      "Loss that a put's codec predicted by its certificate, in nats a token; lossy puts only.");
   Family<Counter>& requests = AddCounter("kvcask_requests_total", "Calls that ended, by status.");
   Family<Histogram>& request_seconds =
       AddHistogram("kvcask_request_seconds", "Time from a call's begin to its end.");
@@ -246,10 +258,12 @@ void Metrics::Decoded(absl::string_view codec, uint64_t raw_bytes, absl::Duratio
   series.decode_seconds.Observe(absl::ToDoubleSeconds(elapsed));
 }
 
-void Metrics::Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes) {
+void Metrics::Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes,
+                        double predicted_kld) {
   Impl::CodecSeries& series = impl_->ForCodec(codec);
   series.raw_bytes.Increment(raw_bytes);
   series.stored_bytes.Increment(stored_bytes);
+  if (predicted_kld > 0) series.predicted_kld.Observe(predicted_kld);
 }
 
 void Metrics::Received(uint64_t payload_bytes) { impl_->received.Increment(payload_bytes); }

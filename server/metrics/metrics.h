@@ -50,8 +50,10 @@ class Metrics {
   void Encoded(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes,
                absl::Duration elapsed);
   void Decoded(absl::string_view codec, uint64_t raw_bytes, absl::Duration elapsed);
-  // One put that became visible: what ratios are made of.
-  void Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes);
+  // One put that became visible: what ratios are made of. predicted_kld: nats a token by the
+  // codec's certificate; 0: lossless, or without one.
+  void Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t stored_bytes,
+                 double predicted_kld = 0);
   void Received(uint64_t payload_bytes);
   void Sent(uint64_t payload_bytes);
   // One call's end. `method` "Put", `code` a gRPC status name ("OK", "DATA_LOSS").

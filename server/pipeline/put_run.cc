@@ -731,7 +731,8 @@ void PutRun::MaybeCommit() {
   request.labels = params_.labels;
   auto result = pipeline_->store_->Commit(std::move(request));
   if (result.ok() && !result->replayed) {
-    pipeline_->metrics_->Committed(traits_.codec, result->raw_bytes, result->stored_bytes);
+    pipeline_->metrics_->Committed(traits_.codec, result->raw_bytes, result->stored_bytes,
+                                  result->predicted_kld);
   }
   done(std::move(result));
 }

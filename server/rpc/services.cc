@@ -346,6 +346,7 @@ class InfoImpl final : public v1::InfoService::CallbackService {
     usage->set_profiles(serving_->profiles->List().size());
     out->mutable_started()->set_seconds(absl::ToUnixSeconds(serving_->started));
     out->set_draining(serving_->draining);
+    out->set_metrics_address(serving_->metrics_address);
     Unary* reactor = context->DefaultReactor();
     reactor->Finish(record.Finish(absl::OkStatus()));
     return reactor;

@@ -36,6 +36,7 @@ class Idler {
 struct Serving {
   Config config;
   std::string version, commit, backend, backend_detail;
+  std::string metrics_address;  // host:port; "": off
   absl::Time started;
   SessionStore* store = nullptr;
   ByteBudget* budget = nullptr;       // of what is kept

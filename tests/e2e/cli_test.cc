@@ -4,6 +4,7 @@
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -317,6 +318,35 @@ TEST_F(CliTest, BadFilesAreRefusedBeforeAnythingIsSent) {
   // The parts put together unspoilt are a good file: it is the spoiling that was refused.
   std::ofstream(File("good"), std::ios::binary) << good;
   EXPECT_EQ(Run({"put", File("good"), "--session", "s", "--codec", "raw"}).exit_code, 0);
+}
+
+TEST_F(CliTest, TopWritesLinesIntoAPipe) {
+  RunJson({"put", kFile, "--session", "s", "--codec", "int8"});
+  const Output top = Run({"top", "--interval", "0.05", "--count", "2"});
+  EXPECT_EQ(top.exit_code, 0) << top.err;
+  EXPECT_EQ(std::count(top.out.begin(), top.out.end(), '\n'), 2) << top.out;
+  for (const char* field : {"ready=1", "sessions=1 ", "ratio=1.9", "budget_bytes=", "failed=0"}) {
+    EXPECT_TRUE(absl::StrContains(top.out, field)) << field << " is not in: " << top.out;
+  }
+  EXPECT_EQ(top.out.find('\033'), std::string::npos);
+  EXPECT_EQ(Run({"top", "--interval", "0"}).exit_code, 2);
+  const Output nobody = Run({"top", "--metrics", "127.0.0.1:1", "--count", "1"});
+  EXPECT_EQ(nobody.exit_code, 5) << nobody.err;
+  EXPECT_TRUE(absl::StrContains(nobody.err, "127.0.0.1:1")) << nobody.err;
+}
+
+TEST_F(CliTest, TopDrawsAScreenOnATerminal) {
+  RunJson({"put", kFile, "--session", "s", "--codec", "int8"});
+  // script (package bsdutils, always there) gives it a terminal.
+  Process p({"/usr/bin/script", "-qec", absl::StrCat(kCommand, " top --interval 0.05 --count 2"),
+             "/dev/null"},
+            File("script-err"), {"KVCASK_SERVER=" + daemon_.unix_address()});
+  const std::string out = p.ReadAll(kPatience);
+  EXPECT_EQ(p.Wait(kPatience), 0) << out;
+  for (const char* text :
+       {"\033[H\033[J", "kvcaskd ", "memory  [", "codec       ratio", "int8         1.9"}) {
+    EXPECT_TRUE(absl::StrContains(out, text)) << text << " is not in: " << out;
+  }
 }
 
 }  // namespace
