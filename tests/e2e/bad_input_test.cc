@@ -324,5 +324,202 @@ TEST_F(BadInputTest, Profiles) {
   EXPECT_TRUE(Eventually([&] { return HoldsNothing(client_); }));
 }
 
+TEST_F(BadInputTest, SessionIdsOfAllSorts) {
+  ExpectOpenRefused(OpenOf(std::string(10000, 'x'), "raw"), StatusCode::kInvalidArgument,
+                    {"session_id", "10000 bytes", "1 to 256"});
+  for (const std::string& id : {std::string("bell\a"), std::string("nul\0l", 5),
+                                std::string("esc\033[2J"), std::string("del\x7f")}) {
+    const absl::Status status = client_.OpenPut(OpenOf(id, "raw")).status();
+    ExpectRefused(status, StatusCode::kInvalidArgument, {"session_id"});
+    for (const char c : status.message()) {  // the text can be shown
+      EXPECT_TRUE(c >= 32 && c < 127) << static_cast<int>(c);
+    }
+  }
+  EXPECT_EQ(client_.StatSession(Ref(std::string(10000, 'x'))).status().code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(client_.DeleteSession(Ref(""), true).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(BadInputTest, PayloadsForOtherHeadsDimsAndDtypes) {
+  // The bytes are those of the example; the open says that its model is another.
+  const v1::Rectangle all = MakeRectangle(0, 30, 0, 128);
+  const std::vector<uint8_t> bytes = ExampleBytes(all);
+  const auto refused = [&](const v1::PutOpen& open, const std::string& needs) {
+    auto put = client_.OpenPut(open);
+    ASSERT_TRUE(put.ok()) << Describe(put.status());
+    absl::Status status = put->Write(all, bytes);
+    if (status.ok()) status = put->Commit(Seal()).status();
+    ExpectRefused(status, StatusCode::kInvalidArgument, {"payload has 2949120 bytes", needs});
+  };
+  v1::PutOpen open = OpenOf("s", "raw", 0, 128);
+  for (v1::Layer& layer : *open.mutable_geometry()->mutable_layers()) {
+    for (v1::Stream& stream : *layer.mutable_streams()) stream.set_head_dim(128);
+  }
+  refused(open, "needs 5898240");
+  open = OpenOf("s", "raw", 0, 128);
+  open.mutable_geometry()->mutable_layers(3)->mutable_streams(1)->set_heads(4);
+  refused(open, "needs 2965504");
+  open = OpenOf("s", "raw", 0, 128);
+  open.set_dtype(v1::DTYPE_F32);
+  refused(open, "needs 5898240");
+  open = OpenOf("s", "raw", 0, 128);
+  open.mutable_shard()->set_count(2);
+  open.mutable_shard()->set_layer_end(29);
+  auto put = client_.OpenPut(open);
+  ASSERT_TRUE(put.ok());
+  absl::Status status = put->Write(all, bytes);
+  if (status.ok()) status = put->Commit(Seal()).status();
+  ExpectRefused(status, StatusCode::kInvalidArgument, {"layers [0, 30)", "[0, 29)"});
+}
+
+TEST_F(BadInputTest, InfinitiesAndNansByCodec) {
+  const v1::Rectangle r = MakeRectangle(0, 30, 0, 128);
+  const size_t at = ((size_t{2} * 3 + 1) * 128 + 7) * 64 + 3;  // layer 1, K, head 1, token 7
+  for (const uint16_t bits : {0x7f80, 0xff80, 0x7fc0, 0xffff}) {
+    std::vector<uint8_t> bytes = ExampleBytes(r);
+    bytes[2 * at] = static_cast<uint8_t>(bits);
+    bytes[2 * at + 1] = static_cast<uint8_t>(bits >> 8);
+    ExpectRunRefused({{r, bytes}}, StatusCode::kInvalidArgument,
+                     {"layer 1", "K", "head 1", "token 7"}, "int8");
+    // raw keeps every bit.
+    auto put = client_.OpenPut(OpenOf("kept", "raw", 0, 128));
+    ASSERT_TRUE(put.ok());
+    ASSERT_TRUE(put->Write(r, bytes).ok());
+    ASSERT_TRUE(put->Commit(Seal()).ok());
+    const auto got = Fetch(client_, RequestOf("kept"));
+    ASSERT_TRUE(got.ok()) << Describe(got.status());
+    EXPECT_EQ(got->planes[2][2 * ((size_t{1} * 128 + 7) * 64 + 3)], static_cast<uint8_t>(bits));
+    ASSERT_TRUE(client_.DeleteSession(Ref("kept"), false).ok());
+  }
+}
+
+TEST_F(BadInputTest, MessagesOverTheLimit) {
+  const auto info = client_.GetServerInfo();
+  ASSERT_TRUE(info.ok());
+  // One message, larger than the daemon takes: refused before it is held in memory.
+  Daemon small({"--max-message", "1MiB"});
+  Client client = small.Connect();
+  auto put = client.OpenPut(OpenOf("s", "raw", 0, 128));
+  ASSERT_TRUE(put.ok()) << Describe(put.status());
+  const v1::Rectangle r = MakeRectangle(0, 30, 0, 128);
+  absl::Status status = put->Write(r, ExampleBytes(r));
+  if (status.ok()) status = put->Commit(Seal()).status();
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "1048576")) << status;
+  EXPECT_TRUE(Eventually([&] { return HoldsNothing(client); }));
+  EXPECT_TRUE(client.GetServerInfo().ok());  // the connection stays
+}
+
+TEST_F(BadInputTest, FieldsInAnyOrderAndUnknownOnesAreRead) {
+  const v1::Rectangle all = MakeRectangle(0, 30, 0, 4);
+  const std::vector<uint8_t> bytes = ExampleBytes(all);
+  // data { payload, an unknown field, the rectangle }: payload first, so not the fast form.
+  v1::KvData head;
+  *head.mutable_rectangle() = all;
+  v1::KvData tail;
+  tail.set_payload(bytes.data(), bytes.size());
+  const std::string unknown("\xa2\x06\x03new", 6);  // field 100
+  const std::string inner = tail.SerializeAsString() + unknown + head.SerializeAsString();
+  std::string data = "\x7a";
+  for (uint64_t n = inner.size();; n >>= 7) {
+    data.push_back(static_cast<char>(n >= 128 ? (n & 127) | 128 : n));
+    if (n < 128) break;
+  }
+  data += inner + unknown;
+  const grpc::Slice slice(data);
+  v1::PutOpen open = OpenOf("ordered", "raw", 0, 4);
+  ASSERT_TRUE(Send({Message(open), grpc::ByteBuffer(&slice, 1), Commit()}).ok());
+  const auto got = Fetch(client_, RequestOf("ordered"));
+  ASSERT_TRUE(got.ok()) << Describe(got.status());
+  EXPECT_EQ(DifferenceFromExample(*got), "");
+}
+
+TEST_F(BadInputTest, AFloodOfTinyMessages) {
+  // 960 rectangles, each 4 tokens of one layer: 3 kB.
+  auto put = client_.OpenPut(OpenOf("tiny", "raw", 0, 128));
+  ASSERT_TRUE(put.ok());
+  for (uint32_t layer = 0; layer < 30; ++layer) {
+    for (uint32_t t = 0; t < 128; t += 4) {
+      v1::Rectangle r = MakeRectangle(layer, 1, t, 4);
+      ASSERT_TRUE(put->Write(r, ExampleBytes(r)).ok());
+    }
+  }
+  ASSERT_TRUE(put->Commit(Seal()).ok());
+  const auto got = Fetch(client_, RequestOf("tiny"));
+  ASSERT_TRUE(got.ok());
+  EXPECT_EQ(DifferenceFromExample(*got), "");
+  ASSERT_TRUE(client_.DeleteSession(Ref("tiny"), false).ok());
+  // Empty ones: the first is refused, the other 9,999 are not waited for.
+  std::vector<grpc::ByteBuffer> flood = {Message(OpenOf("s", "raw", 0, 128))};
+  flood.resize(10000, FrameMessage(v1::PutRequest()));
+  ExpectRefused(Send(flood), StatusCode::kInvalidArgument, {"neither open, data nor commit"});
+}
+
+TEST_F(BadInputTest, AReplayedPutIdWithAnotherRun) {
+  v1::PutOpen open = OpenOf("held", "raw", 0, 64);
+  open.set_put_id("once");
+  ASSERT_TRUE(PutExample(client_, open, false).ok());
+  const auto again = PutExample(client_, open, false);
+  ASSERT_TRUE(again.ok()) << Describe(again.status());
+  EXPECT_TRUE(again->replayed());
+  EXPECT_EQ(again->shard_tokens(), 64u);
+  const auto stat = client_.StatSession(Ref("held"));
+  ASSERT_TRUE(stat.ok());
+  EXPECT_EQ(stat->tokens(), 64u);
+}
+
+TEST_F(BadInputTest, ProfilesThatLieAboutTheirSizes) {
+  const auto send = [&](uint64_t size, const std::vector<std::string>& pieces) {
+    v1::AddProfileRequest r;
+    r.mutable_open()->set_size_bytes(size);
+    std::vector<grpc::ByteBuffer> messages = {FrameMessage(r)};
+    for (const std::string& piece : pieces) {
+      r.set_data(piece);
+      messages.push_back(FrameMessage(r));
+    }
+    RawCall call(grpc::CreateChannel(daemon_.unix_address(), grpc::InsecureChannelCredentials()),
+                 "/kvcask.v1.ProfileService/AddProfile", std::make_unique<grpc::ClientContext>(),
+                 64);
+    for (const grpc::ByteBuffer& m : messages) {
+      if (!call.Write(m)) break;
+    }
+    call.WritesDone();
+    return call.Finish();
+  };
+  // A safetensors header as long as it says, of what it says: {} and tensors.
+  const auto file = [](const std::string& json, size_t data) {
+    std::string f(8, '\0');
+    for (int i = 0; i < 8; ++i) f[i] = static_cast<char>(uint64_t{json.size()} >> (8 * i));
+    return f + json + std::string(data, '\0');
+  };
+  const std::string lying =
+      R"({"mean":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}})";
+  struct Case {
+    uint64_t size;
+    std::vector<std::string> pieces;
+    const char* text;
+  };
+  const std::string whole = file(lying, 16);
+  std::string long_header = file("{}", 0);
+  long_header[7] = '\x7f';
+  for (const Case& c : std::vector<Case>{
+           {0, {}, "size_bytes: found 0"},
+           {std::numeric_limits<uint64_t>::max(), {}, "size_bytes: found 18446744073709551615"},
+           {100, {"short"}, "after 5 of 100 bytes"},
+           {4, {"longer"}, "more data came than size_bytes, 4"},
+           {8u << 20, {std::string((4 << 20) + 1, 'x')}, "data: found 4194305"},
+           {whole.size(), {whole}, ""},
+           {long_header.size(), {long_header}, ""}}) {
+    const absl::Status status = send(c.size, c.pieces);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), c.text)) << c.text << ": " << status;
+    EXPECT_FALSE(status.message().empty());
+    EXPECT_TRUE(Eventually([&] { return HoldsNothing(client_); }));
+  }
+  const auto profiles = client_.ListProfiles();
+  ASSERT_TRUE(profiles.ok());
+  EXPECT_TRUE(profiles->empty());
+}
+
 }  // namespace
 }  // namespace kvcask
