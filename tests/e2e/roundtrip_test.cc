@@ -95,7 +95,7 @@ TEST_F(RoundTripTest, Int8ErrorIsWithinItsStatedBound) {
 }
 
 TEST_F(RoundTripTest, TokenRangesAreThoseOfTheWhole) {
-  for (const std::string codec : {"raw", "int8"}) {
+  for (const std::string codec : {"raw", "int8", "kakeya-1.3"}) {
     ASSERT_OK(PutExample(client_, OpenOf(codec, codec)));
     const auto whole = Fetch(client_, RequestOf(codec));
     ASSERT_OK(whole);
