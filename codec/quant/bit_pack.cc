@@ -24,18 +24,18 @@ constexpr uint64_t Part(uint64_t x, int width, int lane) {
 }
 
 // Eight bytes of kBits each, in three steps: 8 fields -> 4 -> 2 -> 1.
-template <int kBits>
+template <int kBits, int kBytes>
 void Pack8(const uint8_t* codes, uint8_t* out) {
   uint64_t x;
   std::memcpy(&x, codes, 8);
   x = Join(Join(Join(x, kBits, 8), 2 * kBits, 16), 4 * kBits, 32);
-  std::memcpy(out, &x, kBits);
+  std::memcpy(out, &x, kBytes);
 }
 
-template <int kBits>
+template <int kBits, int kBytes>
 void Unpack8(const uint8_t* in, uint8_t* codes) {
   uint64_t x = 0;
-  std::memcpy(&x, in, kBits);
+  std::memcpy(&x, in, kBytes);
   x = Part(Part(Part(x, 4 * kBits, 32), 2 * kBits, 16), kBits, 8);
   std::memcpy(codes, &x, 8);
 }
@@ -43,7 +43,12 @@ void Unpack8(const uint8_t* in, uint8_t* codes) {
 template <int kBits>
 void PackAll(const uint8_t* codes, size_t n, uint8_t* out) {
   size_t i = 0;
-  for (; i + 8 <= n; i += 8, out += kBits) Pack8<kBits>(codes + i, out);
+  // Whole words where there is room behind: what is too much is written over.
+  for (uint8_t* const end = out + PackedBytes(n, kBits); out + 8 <= end && i + 8 <= n; i += 8) {
+    Pack8<kBits, 8>(codes + i, out);
+    out += kBits;
+  }
+  for (; i + 8 <= n; i += 8, out += kBits) Pack8<kBits, kBits>(codes + i, out);
   if (i == n) return;
   uint64_t x = 0;
   for (size_t j = i; j < n; ++j) x |= static_cast<uint64_t>(codes[j]) << ((j - i) * kBits);
@@ -53,7 +58,11 @@ void PackAll(const uint8_t* codes, size_t n, uint8_t* out) {
 template <int kBits>
 void UnpackAll(const uint8_t* in, size_t n, uint8_t* codes) {
   size_t i = 0;
-  for (; i + 8 <= n; i += 8, in += kBits) Unpack8<kBits>(in, codes + i);
+  for (const uint8_t* const end = in + PackedBytes(n, kBits); in + 8 <= end && i + 8 <= n; i += 8) {
+    Unpack8<kBits, 8>(in, codes + i);
+    in += kBits;
+  }
+  for (; i + 8 <= n; i += 8, in += kBits) Unpack8<kBits, kBits>(in, codes + i);
   if (i == n) return;
   uint64_t x = 0;
   std::memcpy(&x, in, PackedBytes(n - i, kBits));

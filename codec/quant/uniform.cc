@@ -13,6 +13,8 @@
 #include <hwy/foreach_target.h>  // compiles what follows once for each target
 #include <hwy/highway.h>
 
+#include "codec/quant/half-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace kvcask {
 namespace HWY_NAMESPACE {
@@ -87,13 +89,13 @@ bool EncodeRows(const UniformRow& shape, const float* x, size_t rows, uint8_t* o
       const size_t count = std::min<size_t>(shape.group, n - begin);
       float low, high;
       MinMax(x + begin, count, &low, &high);
-      const uint16_t zero_half = HalfAtMost(low);
-      const float zero = F16ToFloat(zero_half);
-      const uint16_t scale_half = HalfAtLeast((high - zero) / levels);
+      const uint16_t zero_half = HalfNotAbove(low);
+      const float zero = FromHalf(zero_half);
+      const uint16_t scale_half = HalfNotBelow((high - zero) / levels);
       if (!IsFiniteHalf(zero_half) || !IsFiniteHalf(scale_half)) return false;
       StoreHalf(scale_half, out);
       StoreHalf(zero_half, out + 2);
-      const float scale = F16ToFloat(scale_half);
+      const float scale = FromHalf(scale_half);
       Quantise(x + begin, count, zero, scale > 0 ? 1 / scale : 0, largest, codes + begin);
     }
     PackBits(codes, n, shape.bits, out);
@@ -111,8 +113,8 @@ bool DecodeRows(const UniformRow& shape, const uint8_t* in, size_t rows, float* 
       const uint16_t scale = LoadHalf(in + 4 * g), zero = LoadHalf(in + 4 * g + 2);
       if (scale >= kInfiniteHalf || !IsFiniteHalf(zero)) return false;
       const size_t begin = g * shape.group;
-      Dequantise(codes + begin, std::min<size_t>(shape.group, n - begin), F16ToFloat(zero),
-                 F16ToFloat(scale), x + begin);
+      Dequantise(codes + begin, std::min<size_t>(shape.group, n - begin), FromHalf(zero),
+                 FromHalf(scale), x + begin);
     }
   }
   return true;

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "codec/base/dtype.h"
 #include "codec/quant/bit_pack.h"
 #include "codec/quant/half.h"
 
@@ -12,6 +11,7 @@
 #define HWY_TARGET_INCLUDE "codec/turboquant/turbo_rows.cc"
 #include <hwy/foreach_target.h>  // compiles what follows once for each target
 
+#include "codec/quant/half-inl.h"
 #include "codec/transform/hadamard-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -32,11 +32,16 @@ HWY_INLINE uint64_t QuantiseBlock(const Codebook& book, const float* y, size_t n
   const U8 d8;
   const size_t lanes = hn::Lanes(f);
   const int half = static_cast<int>(book.levels.size());
-  int rise[8];  // of the squares, from one level to the next
+  // Squares of the levels, and how much each is more than the one below.
+  HWY_ALIGN int squares[16] = {};
+  int rise[8];
   for (int m = 0; m < half; ++m) {
-    const int below = m == 0 ? 0 : book.levels[m - 1];
-    rise[m] = book.levels[m] * book.levels[m] - below * below;
+    squares[m] = book.levels[m] * book.levels[m];
+    rise[m] = squares[m] - (m == 0 ? 0 : squares[m - 1]);
   }
+  // A vector of eight or more holds them all.
+  const bool has_table = lanes == 8 || lanes == 16;
+  const auto table = has_table ? hn::LoadU(d32, squares) : hn::Zero(d32);
   const auto scale = hn::Set(f, factor);
   const auto top = hn::Set(d32, half);
   uint64_t energy = 0;
@@ -52,7 +57,10 @@ HWY_INLINE uint64_t QuantiseBlock(const Codebook& book, const float* y, size_t n
       for (int k = 1; k < half; ++k) {
         const auto over = hn::RebindMask(d32, hn::Ge(magnitude, hn::Set(f, book.thresholds[k])));
         m = hn::Sub(m, hn::VecFromMask(d32, over));
-        sum = hn::Add(sum, hn::IfThenElseZero(over, hn::Set(d32, rise[k])));
+        if (!has_table) sum = hn::Add(sum, hn::IfThenElseZero(over, hn::Set(d32, rise[k])));
+      }
+      if (has_table) {
+        sum = hn::Add(sum, hn::TableLookupLanes(table, hn::IndicesFromVec(d32, m)));
       }
       // half + m, or half - 1 - m = half + ~m, where the sign bit is set.
       const auto sign = hn::BroadcastSignBit(hn::BitCast(d32, v));
@@ -60,7 +68,7 @@ HWY_INLINE uint64_t QuantiseBlock(const Codebook& book, const float* y, size_t n
     }
     energy += static_cast<uint32_t>(hn::GetLane(hn::SumOfLanes(d32, sum)));
   }
-  energy += i * static_cast<uint64_t>(rise[0]);
+  if (!has_table) energy += i * static_cast<uint64_t>(rise[0]);
   for (; i < n; ++i) {
     const float v = y[i] * factor, magnitude = std::fabs(v);
     int m = 0;
@@ -89,7 +97,7 @@ bool EncodeRows(const TurboRow& shape, float* x, size_t rows, uint8_t* out) {
     const float length = shape.norm_corrected
                              ? std::sqrt(static_cast<float>(energy)) * kCodebookUnit
                              : root;
-    const uint16_t scale = FloatToF16(norm / length);
+    const uint16_t scale = ToHalf(norm / length);
     if (!IsFiniteHalf(scale)) return false;
     StoreHalf(scale, out);
     PackBits(codes, n, shape.bits, out + 2);
@@ -110,7 +118,7 @@ bool DecodeRows(const TurboRow& shape, const uint8_t* in, size_t rows, float* x)
   for (size_t r = 0; r < rows; ++r, x += n, in += shape.bytes()) {
     const uint16_t scale = LoadHalf(in);
     if (scale >= kInfiniteHalf) return false;
-    const float norm = F16ToFloat(scale);
+    const float norm = FromHalf(scale);
     UnpackBits(in + 2, n, shape.bits, codes);
     ForEachBlock(n, [&](size_t at, size_t length) {
       const float factor = norm * (1 / std::sqrt(static_cast<float>(length)));
