@@ -156,7 +156,7 @@ TEST_F(FkltTest, WhatDoesNotFitTheProfileIsRefused) {
   open.mutable_codec()->clear_profile_fingerprint();
   refused(open, "needs a profile");
   open = Open("s");
-  open.mutable_codec()->set_name("int8");
+  open.mutable_codec()->set_name("raw");
   refused(open, "is for codec fklt");
   open = Open("s");
   open.mutable_geometry()->mutable_layers()->RemoveLast();
