@@ -27,12 +27,13 @@ import torch
 from tools.models import forward
 
 _SINKS = 4
-# What is allowed: the greatest of each. Five percent must not be, at the noise of 4 bits.
-_GAIN = (0.035, 0.2)   # beside the other heads' median; times noise^2; and
-_SPREAD = 6            # times the heads' median deviation from that median
-_TURN = (0.2, 0.5)     # positions; times noise
-_OFFSET = (0.1, 1.5)   # of c's rms; times noise
-_UNJUDGED = 1.0        # heads with more noise: of them only the loss can tell
+# What is allowed. Set on four models' caches, 157 rows of codecs at 0.5 to 16 bits and of planted
+# faults: all faults and no honest codec lie outside. Five percent of gain must not be allowed.
+_GAIN = (0.02, 0.12)   # of the gain: this, and this much of noise^2; or ...
+_SPREAD = 4            # ... this many times the other heads' deviation, if that is more
+_TURN = (0.2, 0.5)     # positions; or times noise
+_OFFSET = (0.1, 1.5)   # of c's rms; or times noise
+_UNJUDGED = 0.7        # heads with more noise were given up: of them only the loss can tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,25 +118,43 @@ def faults(heads):
         of_stream = [h for h in heads if h.stream == stream]
         if not of_stream:
             continue
-        # the gain that this codec keeps alike in all heads is the one to hold it to
-        kept = min(("gain_cd", "gain_dc"),
-                   key=lambda g: _deviation([getattr(h, g) for h in of_stream]))
-        gains = [getattr(h, kept) for h in of_stream]
-        usual, spread = statistics.median(gains), _SPREAD * _deviation(gains)
+        judged = [h for h in of_stream if h.noise <= _UNJUDGED]
         for h in of_stream:
-            if h.noise > _UNJUDGED:
-                continue
             where = f"layer {h.layer} {stream.upper()} head {h.head}"
-            if abs(h.turn) > max(_TURN[0], _TURN[1] * h.noise):
+            # a wrong turn makes noise itself, so it is judged up to no correlation at all
+            if h.noise <= 1 and abs(h.turn) > max(_TURN[0], _TURN[1] * h.noise):
                 out.append(f"{where}: keys are turned by {h.turn:.2f} positions")
             if h.offset > max(_OFFSET[0], _OFFSET[1] * h.noise):
                 out.append(f"{where}: the mean is off by {h.offset:.2f} of the rms "
                            f"(noise {h.noise:.2f})")
-            slack = max(_GAIN[0], _GAIN[1] * h.noise ** 2, spread)
-            if abs(getattr(h, kept) - usual) > slack:
-                out.append(f"{where}: {kept} is {getattr(h, kept):.3f}, the others' "
-                           f"{usual:.3f} +- {slack:.3f}")
+        if not judged:
+            continue
+        # the gain that this codec keeps alike in all heads is the one to hold it to; gain_dc
+        # only where it is clearly that one, for it varies with the noise of a decoder that shrinks
+        name, residuals = "gain_cd", _residuals(judged, "gain_cd")
+        other = _residuals(judged, "gain_dc")
+        if _deviation(other) < _deviation(residuals) / 2:
+            name, residuals = "gain_dc", other
+        spread = _SPREAD * _deviation(residuals)
+        for h, residual in zip(judged, residuals):
+            slack = max(_GAIN[0] + _GAIN[1] * h.noise ** 2, spread)
+            if abs(residual) > slack:
+                gain = getattr(h, name)
+                out.append(f"layer {h.layer} {stream.upper()} head {h.head}: {name} is {gain:.3f}, "
+                           f"by the others {gain - residual:.3f} +- {slack:.3f}")
     return out
+
+
+def _residuals(heads, name):
+    """What is left of a gain when its median line over noise^2 is taken out (Theil and Sen:
+    the median slope of all pairs): some decoders shrink more where they know less."""
+    x = [h.noise ** 2 for h in heads]
+    y = [getattr(h, name) for h in heads]
+    slopes = [(y[j] - y[i]) / (x[j] - x[i]) for i in range(len(x)) for j in range(i)
+              if abs(x[j] - x[i]) > 0.01]
+    slope = statistics.median(slopes) if slopes else 0.0
+    level = statistics.median(b - slope * a for a, b in zip(x, y))
+    return [b - slope * a - level for a, b in zip(x, y)]
 
 
 def _deviation(values):

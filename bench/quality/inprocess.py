@@ -68,6 +68,9 @@ class FkltReference:
     def bind(self, model):
         self._model = model
         self._profile = self._profile.to(model.device)
+        # torch loads its GPU solvers at the first call, and breaks when two threads make it
+        one = torch.ones(1, 1, 1, device=model.device)
+        torch.linalg.solve_triangular(one, one, upper=False)
 
     def __call__(self, config, layers, token_ids):
         return self._roundtrip(self._profile, layers)

@@ -28,6 +28,8 @@ def page(report):
             lines = [[c.strip() for c in line.strip("|").split("|")]
                      for line in needles.table(rows)]
             body.append("<h3>Needles</h3>" + _table(lines[0], lines[2:]))
+        if model in report["missing"]:
+            body.append(f"<p>{e(markdown.missing(report, model))}</p>")
     runs = "".join(f"<li><code>{e(command)}</code>: {e(where)}</li>"
                    for command, where in markdown.provenance(report))
     return ("<!doctype html><html lang=en><meta charset=utf-8>"

@@ -140,8 +140,8 @@ def run(load, codecs, make, cut, texts, folder, device, budget, seed, chosen=Non
             where = folder / step.name
             where.mkdir(parents=True, exist_ok=True)
             if step.protocol == "needles":
-                _needles(step, model, tok, ready, texts, where, seed, deadline, progress)
-                whole.append(step.name)
+                if _needles(step, model, tok, ready, texts, where, seed, deadline, progress):
+                    whole.append(step.name)
                 continue
             found = results.Results(where / "results.jsonl")
             found.start_run(seed, device)
@@ -162,3 +162,6 @@ def _needles(step, model, tok, codecs, texts, where, seed, deadline, progress):
     rows = needles.measure(model, tok, texts, [step.tokens], step.passages, codecs, seed, found,
                            step.jobs, deadline, progress)
     needles.write(where, rows, results.provenance(model.device), seed)
+    mine = [r for r in rows if r["model"] == model.config.name and r["context"] == step.tokens]
+    return bool(mine) and all(r["trials"] == step.passages for r in mine) and (
+        not mine[0]["scored"] or len(mine) == len(codecs))

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 from bench.quality import markdown, needles, page, plan, results, scores
 
@@ -35,7 +36,7 @@ def build(found, labels=None, needle_rows=()):
             "tables": [{**dict(zip(names, key)), "rows": list(tables[key].values()),
                         "compounding": compounding(list(tables[key].values()))}
                        for key in ordered],
-            "needles": list(needle_rows)}
+            "needles": list(needle_rows), "missing": _missing(tables, needle_rows)}
 
 
 def _row(codec, variant, rows, lossless):
@@ -51,8 +52,21 @@ def _row(codec, variant, rows, lossless):
                         for k in kinds}}
 
 
+def _missing(tables, needle_rows):
+    """model -> the steps of a plan that left nothing, for models with any."""
+    out = {}
+    for model in dict.fromkeys(key[0] for key in tables if key[1]):
+        there = {key[1] for key in tables if key[0] == model}
+        contexts = {r["context"] for r in needle_rows if r["model"] == model}
+        out[model] = [s.name for s in plan.STEPS if s.name not in there and not (
+            s.protocol == "needles" and s.tokens in contexts)]
+    return {model: steps for model, steps in out.items() if steps}
+
+
 def _distinct(runs):
-    """Runs, once for each command: a plan starts one for every step."""
+    """Runs, once for each command: a plan starts one for every step. Of paths the last part
+    stays."""
+    runs = [{**r, "command": re.sub(r"(?:/[\w.-]+)+/(?=[\w.-])", "", r["command"])} for r in runs]
     return list({(r["command"], r["commit"], r["seed"]): r for r in reversed(runs)}.values())[::-1]
 
 
