@@ -23,7 +23,7 @@ def rate_quality(points):
     at = y(_LIMIT)
     parts.append(f'<line x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" '
                  'stroke="#b3261e" stroke-dasharray="5 4"/>'
-                 f'<text x="{_W - _RIGHT - 4}" y="{at - 5:.1f}" text-anchor="end" '
+                 f'<text x="{_LEFT + 6}" y="{at - 5:.1f}" '
                  'fill="#b3261e">.0105</text>')
     families = {}
     for p in points:
