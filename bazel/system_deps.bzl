@@ -27,6 +27,7 @@ _DEPS = {
     "openblas": (["openblas"], "libopenblas-dev", []),
     "prometheus": (["prometheus-cpp-pull", "prometheus-cpp-core"], "prometheus-cpp-dev", []),
     "protobuf": (["protobuf"], "libprotobuf-dev", []),
+    "rocksdb": (["rocksdb"], "librocksdb-dev", []),
     "spdlog": (["spdlog"], "libspdlog-dev", []),
     "zstd": (["libzstd"], "libzstd-dev", []),
     "yaml": (["yaml-cpp"], "libyaml-cpp-dev", []),

@@ -14,6 +14,7 @@
 #include "server/config/machine.h"
 #include "server/log/log.h"
 #include "server/rpc/grpc_server.h"
+#include "server/store_setup.h"
 #include "server/version.h"
 
 namespace kvcask {
@@ -24,7 +25,9 @@ constexpr int kExitError = 1, kExitUsage = 2;
 // Of every service, as metrics name them.
 constexpr const char* kMethods[] = {"Put",           "Get",           "Lookup",
                                     "CreateSession", "StatSession",   "ListSessions",
-                                    "DeleteSession", "AddProfile",    "ListProfiles",
+                                    "DeleteSession", "ForkSession",   "RewindSession",
+                                    "UpdateSession", "AcquireLease",  "RenewLease",
+                                    "ReleaseLease",  "AddProfile",    "ListProfiles",
                                     "GetProfile",    "RemoveProfile", "GetServerInfo"};
 
 int Fail(int code, const absl::Status& status) {
@@ -74,6 +77,7 @@ int Main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // a file at its limit is an error of that write
   InitRuntime();
 
   Serving serving;
@@ -100,11 +104,34 @@ int Main(int argc, char** argv) {
   ByteBudget budget(budget_bytes);
   ByteBudget read_budget(std::max<uint64_t>(budget_bytes / 4, uint64_t{64} << 20));
   Metrics metrics(kVersion, kCommit, serving.backend);
-  SessionStore store(kPageTokens);
-  ProfileRegistry profiles(&budget);
+  auto tier = OpenTier(config);
+  if (!tier.ok()) return Fail(kExitError, tier.status());
+  ProfileRegistry profiles(&budget, tier->get());
+  auto kept_profiles = profiles.Restore();
+  if (!kept_profiles.ok()) return Fail(kExitError, kept_profiles.status());
+  SessionStore store(kPageTokens, StoreOptions(config, tier->get(), &budget, &profiles));
+  const absl::Time restore_start = absl::Now();
+  auto restored = store.Restore();
+  if (!restored.ok()) return Fail(kExitError, restored.status());
+  if (*tier != nullptr) {
+    Log(LogLevel::kInfo, "restored from disk",
+        {{"sessions", restored->sessions},
+         {"chunks", restored->chunks},
+         {"profiles", *kept_profiles},
+         {"dropped_sessions", restored->dropped_sessions},
+         {"dropped_chunks", restored->dropped_chunks},
+         {"ms", absl::ToInt64Milliseconds(absl::Now() - restore_start)}});
+    for (const std::string& p : restored->problems) {
+      Log(LogLevel::kError, "not restored", {{"problem", p}});
+    }
+  }
+  store.Start();
   Executor executor(config.encode_threads);
   Pipeline::Options options;
   options.default_codec = config.default_codec;
+  auto secret = HashSecret(tier->get());
+  if (!secret.ok()) return Fail(kExitError, secret.status());
+  options.hash_secret = *secret;
   Pipeline pipeline(&store, &budget, &profiles, &executor, &metrics, options);
   serving.store = &store;
   serving.budget = &budget;
@@ -123,6 +150,14 @@ int Main(int argc, char** argv) {
   sources.chunks = [&] { return static_cast<double>(store.Usage().chunks); };
   sources.profiles = [&] { return static_cast<double>(profiles.List().size()); };
   sources.ready = [&] { return serving.draining ? 0.0 : 1.0; };
+  std::unique_ptr<Scrubber> scrubber;
+  if (*tier != nullptr) {
+    scrubber = std::make_unique<Scrubber>(&store, config.scrub_bytes_per_second);
+  }
+  sources.store = [&] {
+    return StoreMetrics(store, scrubber ? scrubber->checked() : 0,
+                        scrubber ? scrubber->corrupt() : 0);
+  };
   metrics.SetSources(std::move(sources));
   // What the sources look at ends before the metrics do, on every way out.
   struct SourcesGuard {
@@ -157,9 +192,12 @@ int Main(int argc, char** argv) {
 
   const timespec tick = {0, 250 * 1000 * 1000};
   while (sigtimedwait(&signals, nullptr, &tick) < 0) {
-    const absl::Time now = absl::Now();
-    serving.EndIdlersSince(now - config.idle_put_timeout);
-    if (const int n = store.Expire(now); n > 0) {
+    serving.EndIdlersSince(absl::Now() - config.idle_put_timeout);
+    // Room before it is asked for, so that puts do not wait for it.
+    if (budget.used() > budget.limit() / 10 * 9 && (*tier != nullptr)) {
+      store.MakeRoom(budget.limit() / 5);
+    }
+    if (const int n = store.Expire(SteadyNow()); n > 0) {
       Log(LogLevel::kInfo, "sessions expired", {{"count", n}});
     }
   }
@@ -168,6 +206,8 @@ int Main(int argc, char** argv) {
   (*server)->Drain(absl::Now() + config.drain_timeout);
   executor.Shutdown();
   server->reset();
+  scrubber.reset();
+  store.Stop();  // saves what is not saved yet
   Log(LogLevel::kInfo, "stopped");
   return 0;
 }

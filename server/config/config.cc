@@ -138,6 +138,7 @@ absl::Status ApplyFile(const std::string& path, Config* config) {
 void ForgetList(const std::string& name, Config* config) {
   if (name == "listen") config->listen.clear();
   if (name == "profile") config->profiles.clear();
+  if (name == "quota") config->quotas.clear();
 }
 
 absl::Status ApplyFlags(const Flags& flags, Config* config) {

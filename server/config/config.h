@@ -5,6 +5,7 @@
 #include <absl/time/time.h>
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,17 @@ struct Config {
   std::vector<std::string> profiles;       // files to register at start
   std::string default_codec = "int8";
   int encode_threads = 0;  // 0: one a core
+  std::string disk_path;   // a folder; "": no disk tier
+  uint64_t disk_budget_bytes = 0;  // of chunks on disk; 0: no limit
+  std::string disk_sync = "commit";  // commit | interval | never
+  absl::Duration disk_sync_interval = absl::Milliseconds(100);
+  uint64_t scrub_bytes_per_second = 8 << 20;
+  std::string eviction = "on";  // on | off
+  // By namespace; "*": those that are not named.
+  struct Quota {
+    uint64_t max_bytes = 0, max_sessions = 0;  // 0: no limit
+  };
+  std::map<std::string, Quota> quotas;
   absl::Duration drain_timeout = absl::Seconds(20);
   absl::Duration idle_put_timeout = absl::Seconds(60);
   uint64_t put_credit_bytes = 64 << 20;

@@ -83,6 +83,33 @@ absl::Status SetProfile(const std::string& text, Config* config) {
   return absl::OkStatus();
 }
 
+// NAMESPACE=BYTES, NAMESPACE=BYTES,SESSIONS or NAMESPACE=,SESSIONS.
+absl::Status SetQuota(const std::string& text, Config* config) {
+  const auto bad = [&] {
+    return absl::InvalidArgumentError(absl::StrCat("'", absl::CHexEscape(text),
+                                                   "', expected NAMESPACE=SIZE, "
+                                                   "NAMESPACE=SIZE,SESSIONS or NAMESPACE=,SESSIONS "
+                                                   "(NAMESPACE *: all others)"));
+  };
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos) return bad();
+  const std::string limits = text.substr(equals + 1);
+  const size_t comma = limits.find(',');
+  Config::Quota quota;
+  if (const std::string size = limits.substr(0, comma); !size.empty()) {
+    const auto bytes = ParseSize(size);
+    if (!bytes.ok()) return bytes.status();
+    quota.max_bytes = *bytes;
+  }
+  if (comma != std::string::npos &&
+      !absl::SimpleAtoi(limits.substr(comma + 1), &quota.max_sessions)) {
+    return bad();
+  }
+  if (quota.max_bytes == 0 && quota.max_sessions == 0) return bad();
+  config->quotas[text.substr(0, equals)] = quota;
+  return absl::OkStatus();
+}
+
 absl::Status SetThreads(const std::string& text, Config* config) {
   int threads = 0;
   if (!absl::SimpleAtoi(text, &threads) || threads < 0 || threads > 1024) {
@@ -108,6 +135,7 @@ std::vector<Option> MakeOptions() {
   const auto time = [](absl::Duration t) { return absl::FormatDuration(t); };
   const char* const kAddresses = "Addresses";
   const char* const kSecurity = "Security";
+  const char* const kDisk = "Disk";
   const char* const kMemory = "Memory and work";
   const char* const kCodecs = "Codecs";
   const char* const kLogs = "Logs";
@@ -155,6 +183,32 @@ std::vector<Option> MakeOptions() {
        absl::StrCat("After SIGTERM, how long calls under way may take to end. Default ",
                     time(d.drain_timeout)),
        false, Duration(&Config::drain_timeout)},
+      {"eviction", "on|off", kMemory,
+       absl::StrCat("When memory is full: on makes room from the ends of sessions, off refuses "
+                    "puts. With a disk tier, of what is on disk only when the disk is full. "
+                    "Default ",
+                    d.eviction),
+       false, OneOf(&Config::eviction, {"on", "off"})},
+      {"quota", "NAMESPACE=SIZE[,SESSIONS]", kMemory,
+       "Limits of one namespace, or of each that is not named (*). Repeatable", true, SetQuota},
+      {"disk-path", "FOLDER", kDisk,
+       "Keep sessions on disk too: they survive restarts. Default: in memory only", false,
+       Text(&Config::disk_path)},
+      {"disk-budget", "SIZE", kDisk, "Chunks kept on disk. Default: no limit", false,
+       Bytes(&Config::disk_budget_bytes, 1 << 20)},
+      {"disk-sync", "POLICY", kDisk,
+       absl::StrCat("What a durable commit waits for: commit (its own fsync, shared by those that "
+                    "wait together), interval (the next of them), never (survives a crash of the "
+                    "daemon, not of the machine). Default ",
+                    d.disk_sync),
+       false, OneOf(&Config::disk_sync, {"commit", "interval", "never"})},
+      {"disk-sync-interval", "TIME", kDisk,
+       absl::StrCat("Of disk-sync interval. Default ", time(d.disk_sync_interval)), false,
+       Duration(&Config::disk_sync_interval)},
+      {"scrub-rate", "SIZE", kDisk,
+       absl::StrCat("Read from disk and checked in the background, a second. Default ",
+                    size(d.scrub_bytes_per_second)),
+       false, Bytes(&Config::scrub_bytes_per_second, 1)},
       {"backend", "NAME", kCodecs,
        absl::StrCat("Where codecs run: auto, cpu or cuda. Default ", d.backend), false,
        OneOf(&Config::backend, {"auto", "cpu", "cuda"})},

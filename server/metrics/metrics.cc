@@ -81,6 +81,15 @@ class SourceGauges : public prometheus::Collectable {
     add("kvcask_sessions", "Sessions in memory.", sources_.sessions);
     add("kvcask_chunks", "Chunks in memory, each counted once.", sources_.chunks);
     add("kvcask_profiles", "Profiles that are registered.", sources_.profiles);
+    for (const Metrics::Sources::Value& v :
+         sources_.store ? sources_.store() : std::vector<Metrics::Sources::Value>()) {
+      add(v.name, v.help, [&v] { return v.value; });
+      const std::string& name = families.back().name;
+      if (name.size() > 6 && name.compare(name.size() - 6, 6, "_total") == 0) {
+        families.back().type = prometheus::MetricType::Counter;
+        families.back().metric.back().counter.value = v.value;
+      }
+    }
     add("kvcask_ready", "1 while new work is taken; 0 while starting or draining.", sources_.ready);
     return families;
   }

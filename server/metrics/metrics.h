@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace kvcask {
 
@@ -28,6 +29,13 @@ class Metrics {
     std::function<double()> chunks;
     std::function<double()> profiles;
     std::function<double()> ready;  // 1 or 0
+    // More of them, all read at once. Names in full; counters end in _total.
+    struct Value {
+      const char* name;
+      const char* help;
+      double value;
+    };
+    std::function<std::vector<Value>()> store;
   };
 
   Metrics(const std::string& version, const std::string& commit, const std::string& backend);

@@ -18,6 +18,15 @@ absl::Status Corrupt(const absl::Status& s, uint64_t token_begin) {
       "CORRUPT_CHUNK");
 }
 
+// Of opening a plan: what reading from disk may add.
+absl::Status Explain(const absl::Status& s) {
+  if (absl::IsDataLoss(s)) return WithReason(s, "LOST_TOKENS");
+  if (absl::IsResourceExhausted(s)) {
+    return WithReason(WithRetry(s, absl::Milliseconds(200)), "OVER_BUDGET");
+  }
+  return s;
+}
+
 void Append(TokenRanges& ranges, uint64_t begin, uint64_t end) {
   if (begin >= end) return;
   if (!ranges.empty() && ranges.back().second == begin) {
@@ -31,17 +40,18 @@ void Append(TokenRanges& ranges, uint64_t begin, uint64_t end) {
 
 absl::Status GetRun::Init(Pipeline* pipeline, const GetParams& params) {
   metrics_ = pipeline->metrics_;
+  rates_ = &pipeline->decode_rates_;
   position_offset_ = params.position_offset;
   if (params.session) {
     auto plan = pipeline->store_->OpenRead(*params.session, params.token_begin, params.token_end);
-    if (!plan.ok()) return plan.status();
+    if (!plan.ok()) return Explain(plan.status());
     plan_ = *std::move(plan);
   } else {
     const auto ids = pipeline->PrefixIds(params.ns, params.model_id, params.extra_key, 0,
                                          params.prefix_token_ids);
     auto plan =
         pipeline->store_->OpenPrefix(params.ns, ids, params.token_begin, params.token_end);
-    if (!plan.ok()) return plan.status();
+    if (!plan.ok()) return Explain(plan.status());
     plan_ = *std::move(plan);
   }
   attachment_ = std::static_pointer_cast<const SessionAttachment>(plan_.stat.traits.attachment);
@@ -331,7 +341,10 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
     }
   }
   if (absl::Status st = decode(); !st.ok()) return st;
-  metrics_->Decoded(FindCodec(s.codec->id())->name, r.bytes / size * 2, absl::Now() - start);
+  const char* name = FindCodec(s.codec->id())->name;
+  const absl::Duration took = absl::Now() - start;
+  metrics_->Decoded(name, r.bytes / size * 2, took);
+  rates_->Add(name, r.bytes / size * 2, took);
   return absl::OkStatus();
 }
 

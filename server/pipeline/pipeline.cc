@@ -8,6 +8,7 @@
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
 
+#include "codec/base/geometry_json.h"
 #include "codec/builtin_codecs.h"
 #include "codec/profile/means.h"
 #include "server/pipeline/errors.h"
@@ -34,7 +35,8 @@ Pipeline::Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* pro
       profiles_(profiles),
       executor_(executor),
       metrics_(metrics),
-      options_(std::move(options)) {
+      options_(std::move(options)),
+      hasher_(options_.hash_secret ? PrefixHasher(*options_.hash_secret) : PrefixHasher()) {
   encode_batcher_ = std::make_unique<Batcher<EncodeTask>>(
       BatchLimits{}, [this](std::vector<EncodeTask> batch) {
         auto shared = std::make_shared<std::vector<EncodeTask>>(std::move(batch));
@@ -95,7 +97,7 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
     }
     spec.profile = profile->profile;
     attachment->profile = profile->profile;
-    run->profile_use_ = profile->use;
+    attachment->profile_use = profile->use;
   } else if (entry->needs_profile) {
     return WithReason(absl::FailedPreconditionError(absl::StrCat(
                           "codec ", entry->name, " needs a profile of the model; register one "
@@ -126,6 +128,7 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
   traits.first_position = params.first_position;
   traits.shard_count = static_cast<uint32_t>(params.shard.count);
   traits.attachment = attachment;
+  traits.descriptor = GeometryToJson(params.geometry);
 
   const uint32_t shard = static_cast<uint32_t>(params.shard.index);
   if (!params.put_id.empty()) {
@@ -175,13 +178,46 @@ std::vector<PrefixId> Pipeline::PrefixIds(const std::string& ns, const std::stri
   return ids;
 }
 
-LookupResult Pipeline::Lookup(const std::string& ns, const std::string& model_id,
-                              const std::string& extra_key,
-                              absl::Span<const uint32_t> token_ids) const {
+absl::StatusOr<LookupResult> Pipeline::Lookup(const std::string& ns, const std::string& model_id,
+                                              const std::string& extra_key,
+                                              absl::Span<const uint32_t> token_ids,
+                                              absl::Duration lease) {
   LookupResult r;
-  r.held = store_->Lookup(ns, PrefixIds(ns, model_id, extra_key, 0, token_ids));
-  for (const HeldPrefix& h : r.held) r.tokens = std::max(r.tokens, h.tokens);
+  const auto ids = PrefixIds(ns, model_id, extra_key, 0, token_ids);
+  // The lease first: what it holds cannot vanish before it is looked up.
+  if (lease > absl::ZeroDuration()) {
+    auto granted = store_->LeasePrefix(ns, ids, lease);
+    if (granted.ok()) {
+      r.lease = *std::move(granted);
+    } else if (!absl::IsNotFound(granted.status())) {
+      return WithReason(granted.status(), "LEASES");
+    }
+  }
+  r.held = store_->Lookup(ns, ids);
+  for (const HeldPrefix& h : r.held) {
+    r.tokens = std::max(r.tokens, h.tokens);
+    r.decode_time.push_back(decode_rates_.Estimate(h.codec, h.raw_bytes));
+  }
   return r;
+}
+
+absl::StatusOr<std::shared_ptr<const void>> RestoreAttachment(const SessionTraits& traits,
+                                                              const ProfileRegistry& profiles) {
+  auto attachment = std::make_shared<SessionAttachment>();
+  auto geometry = GeometryFromJson(traits.descriptor);
+  if (!geometry.ok()) return geometry.status();
+  if (geometry->ComputeFingerprint() != traits.geometry) {
+    return absl::DataLossError("a stored geometry differs from its fingerprint");
+  }
+  if (FindCodec(traits.codec) == nullptr) return UnknownCodec(traits.codec);
+  attachment->geometry = *std::move(geometry);
+  if (traits.profile != Digest{}) {
+    auto profile = profiles.Find(traits.profile);
+    if (!profile.ok()) return profile.status();
+    attachment->profile = profile->profile;
+    attachment->profile_use = profile->use;
+  }
+  return std::shared_ptr<const void>(std::move(attachment));
 }
 
 absl::StatusOr<uint64_t> Pipeline::RemoveProfile(const Fingerprint& fingerprint) {

@@ -7,6 +7,7 @@
 // Speaks in plain values: no gRPC, no protobuf. Thread-safe; must outlive its runs.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -24,6 +25,7 @@
 #include "server/exec/executor.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/codec_cache.h"
+#include "server/pipeline/decode_rates.h"
 #include "server/pipeline/encode_task.h"
 #include "server/pipeline/prefix_hash.h"
 #include "server/pipeline/profile_registry.h"
@@ -70,19 +72,28 @@ struct GetParams {
 struct LookupResult {
   uint64_t tokens = 0;
   std::vector<HeldPrefix> held;
+  // By held: what decoding takes here on one thread, as lately measured; zero: not known yet.
+  std::vector<absl::Duration> decode_time;
+  std::optional<Lease> lease;
 };
 
 // What is kept with a session so that it can be decoded later.
 struct SessionAttachment {
   Geometry geometry;
   std::shared_ptr<const Profile> profile;
+  std::shared_ptr<const void> profile_use;  // keeps it registered
 };
+// The descriptor of a session's traits, and back.
+absl::StatusOr<std::shared_ptr<const void>> RestoreAttachment(const SessionTraits& traits,
+                                                              const ProfileRegistry& profiles);
 
 class Pipeline {
  public:
   struct Options {
     std::string default_codec = "int8";
     uint32_t max_run_tokens = 1 << 20;
+    // Of prefix hashes; drawn when absent. Who keeps sessions over a restart keeps it too.
+    std::optional<std::array<uint8_t, 32>> hash_secret;
   };
   Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* profiles, Executor* executor,
            Metrics* metrics, Options options);
@@ -92,8 +103,11 @@ class Pipeline {
   // committed before gives a run whose replayed() is set and that takes nothing.
   absl::StatusOr<std::shared_ptr<PutRun>> OpenPut(PutParams params);
   absl::StatusOr<std::shared_ptr<GetRun>> OpenGet(const GetParams& params);
-  LookupResult Lookup(const std::string& ns, const std::string& model_id,
-                      const std::string& extra_key, absl::Span<const uint32_t> token_ids) const;
+  // `lease` above zero: what the longest holds is leased for so long, in one step with the
+  // lookup. RESOURCE_EXHAUSTED: too many leases.
+  absl::StatusOr<LookupResult> Lookup(const std::string& ns, const std::string& model_id,
+                                      const std::string& extra_key,
+                                      absl::Span<const uint32_t> token_ids, absl::Duration lease);
   absl::StatusOr<uint64_t> RemoveProfile(const Fingerprint& fingerprint);
 
  private:
@@ -114,6 +128,7 @@ class Pipeline {
   const Options options_;
   const PrefixHasher hasher_;
   CodecCache codecs_;
+  DecodeRates decode_rates_;
   std::unique_ptr<Batcher<EncodeTask>> encode_batcher_;
 };
 

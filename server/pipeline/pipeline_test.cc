@@ -101,7 +101,7 @@ class PipelineTest : public ::testing::Test {
   }
   static absl::StatusOr<CommitResult> Commit(PutRun& run, bool seal) {
     std::promise<absl::StatusOr<CommitResult>> done;
-    run.Commit(seal, [&](absl::StatusOr<CommitResult> r) { done.set_value(std::move(r)); });
+    run.Commit(seal, /*durable=*/false, [&](absl::StatusOr<CommitResult> r) { done.set_value(std::move(r)); });
     return done.get_future().get();
   }
   static RectangleSpec Rect(int l0, int ln, uint64_t t0, uint32_t tn) {
@@ -253,10 +253,10 @@ TEST_F(PipelineTest, TailsOfAnyLengthFillUp) {
   GetParams p;
   p.model_id = "test-model";
   p.prefix_token_ids = c.ids(0, 300);
-  EXPECT_EQ(pipeline_.Lookup("", "test-model", "", p.prefix_token_ids).tokens, 256u);
+  EXPECT_EQ(pipeline_.Lookup("", "test-model", "", p.prefix_token_ids, absl::ZeroDuration())->tokens, 256u);
   EXPECT_EQ(CheckGet(c, p), 256u * g.ElementsPerToken() * 2);
-  EXPECT_EQ(pipeline_.Lookup("", "another-model", "", p.prefix_token_ids).tokens, 0u);
-  EXPECT_EQ(pipeline_.Lookup("", "test-model", "lora", p.prefix_token_ids).tokens, 0u);
+  EXPECT_EQ(pipeline_.Lookup("", "another-model", "", p.prefix_token_ids, absl::ZeroDuration())->tokens, 0u);
+  EXPECT_EQ(pipeline_.Lookup("", "test-model", "lora", p.prefix_token_ids, absl::ZeroDuration())->tokens, 0u);
   EXPECT_LT(store_.Stat({"", "t1"})->unique_bytes, store_.Stat({"", "t1"})->stored_bytes);
 }
 

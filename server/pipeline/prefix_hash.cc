@@ -70,26 +70,4 @@ PrefixId PrefixHasher::Page(const std::string& ns, const PrefixId& parent,
   return Hmac(NamespaceKey(secret_, ns), b);
 }
 
-std::array<uint8_t, 32> ChunkKeyOf(const PrefixId& prefix, const ShardRange& shard,
-                                   const Fingerprint& geometry, const Fingerprint& profile,
-                                   CodecId codec, Quality quality, const std::string& setting,
-                                   Dtype dtype) {
-  Bytes b;
-  b.insert(b.end(), prefix.begin(), prefix.end());
-  for (int v : {shard.index, shard.count, shard.layer_begin, shard.layer_end, shard.head_begin,
-                shard.head_end}) {
-    PutU32(b, static_cast<uint32_t>(v));
-  }
-  b.insert(b.end(), geometry.begin(), geometry.end());
-  b.insert(b.end(), profile.begin(), profile.end());
-  PutU32(b, static_cast<uint32_t>(codec));
-  b.push_back(static_cast<uint8_t>(quality));
-  PutString(b, setting);
-  b.push_back(static_cast<uint8_t>(dtype));
-  std::array<uint8_t, 32> out;
-  unsigned n = 0;
-  EVP_Digest(b.data(), b.size(), out.data(), &n, EVP_sha256(), nullptr);
-  return out;
-}
-
 }  // namespace kvcask

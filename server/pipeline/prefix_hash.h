@@ -1,6 +1,6 @@
 // The names of pages: prefix_id = HMAC-SHA-256(namespace key, parent || model_id ||
 // extra_key || the page's token ids). The key of a namespace is derived from a secret that
-// the daemon draws at start and keeps, so that no tenant can tell what another has stored
+// the daemon draws and keeps (with the disk tier, when there is one), so that no tenant can tell what another has stored
 // from a hash, and hashes of different namespaces never meet.
 //
 // Thread-safe: immutable.
@@ -35,11 +35,5 @@ class PrefixHasher {
  private:
   std::array<uint8_t, 32> secret_;
 };
-
-// What two chunks must share to be the same bytes, besides their namespace.
-std::array<uint8_t, 32> ChunkKeyOf(const PrefixId& prefix, const ShardRange& shard,
-                                   const Fingerprint& geometry, const Fingerprint& profile,
-                                   CodecId codec, Quality quality, const std::string& setting,
-                                   Dtype dtype);
 
 }  // namespace kvcask

@@ -9,11 +9,39 @@
 
 namespace kvcask {
 
+namespace {
+constexpr char kRecord[] = "P";  // + fingerprint
+std::string RecordKey(const Fingerprint& f) { return kRecord + ToHex(f); }
+}  // namespace
+
+absl::StatusOr<int> ProfileRegistry::Restore() {
+  if (tier_ == nullptr) return 0;
+  int added = 0;
+  absl::Status s = tier_->ForEach(kRecord, [&](absl::string_view key, absl::string_view value) {
+    auto entry = Add(std::vector<uint8_t>(value.begin(), value.end()), false);
+    if (!entry.ok()) return entry.status();
+    if (RecordKey(entry->profile->fingerprint()) != key) {
+      return absl::DataLossError(absl::StrCat("the disk tier's profile ", key.substr(1, 16),
+                                              " is damaged: its SHA-256 differs"));
+    }
+    ++added;
+    return absl::OkStatus();
+  });
+  if (!s.ok()) return s;
+  return added;
+}
+
 absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::Add(std::vector<uint8_t> file) {
+  return Add(std::move(file), tier_ != nullptr);
+}
+
+absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::Add(std::vector<uint8_t> file, bool keep) {
   auto reservation = budget_->Reserve(file.size(), "a profile");
   if (!reservation.ok()) {
     return WithReason(WithRetry(reservation.status(), absl::Seconds(1)), "OVER_BUDGET");
   }
+  std::string bytes;
+  if (keep) bytes.assign(file.begin(), file.end());
   auto profile = Profile::Parse(std::move(file));
   if (!profile.ok()) return WithReason(profile.status(), "BAD_PROFILE");
   const CodecEntry* codec = FindCodec((*profile)->codec());
@@ -32,6 +60,12 @@ absl::StatusOr<ProfileRegistry::Entry> ProfileRegistry::Add(std::vector<uint8_t>
   spec.profile = *profile;
   if (auto made = codec->make(spec); !made.ok()) return WithReason(made.status(), "BAD_PROFILE");
 
+  // Before anything can need it.
+  if (keep) {
+    Tier::Records record;
+    record.puts.emplace_back(RecordKey((*profile)->fingerprint()), std::move(bytes));
+    if (absl::Status s = tier_->Apply(record, true); !s.ok()) return s;
+  }
   std::lock_guard<std::mutex> lock(mu_);
   auto [it, inserted] = slots_.try_emplace((*profile)->fingerprint());
   if (inserted) {
@@ -96,8 +130,13 @@ absl::StatusOr<uint64_t> ProfileRegistry::Remove(const Fingerprint& f) {
     return WithReason(
         absl::FailedPreconditionError(absl::StrCat(
             "profile ", ToHex(f).substr(0, 16), " is in use by ", users,
-            " chunks or runs; delete the sessions that need it first")),
+            " kinds of sessions or runs; delete the sessions that need it first")),
         "PROFILE_IN_USE");
+  }
+  if (tier_ != nullptr) {
+    Tier::Records record;
+    record.deletes.push_back(RecordKey(f));
+    if (absl::Status s = tier_->Apply(record, true); !s.ok()) return s;
   }
   const uint64_t bytes = it->second.profile->size_bytes();
   slots_.erase(it);

@@ -16,6 +16,7 @@
 
 #include "codec/profile/profile.h"
 #include "server/admission/byte_budget.h"
+#include "server/store/tier.h"
 
 namespace kvcask {
 
@@ -23,13 +24,18 @@ class ProfileRegistry {
  public:
   struct Entry {
     std::shared_ptr<const Profile> profile;
-    // Held by whatever needs the profile to stay registered: chunks and runs.
+    // Held by whatever needs the profile to stay registered: sessions and runs.
     std::shared_ptr<const void> use;
     absl::Time added;
     uint64_t users = 0;  // holders of `use`, this entry not counted
   };
 
-  explicit ProfileRegistry(ByteBudget* budget) : budget_(budget) {}
+  // With a tier, profiles are kept there too.
+  explicit ProfileRegistry(ByteBudget* budget, Tier* tier = nullptr)
+      : budget_(budget), tier_(tier) {}
+
+  // Registers what the tier keeps; how many. Once, at start.
+  absl::StatusOr<int> Restore();
 
   // Parses, and makes the codec that it is for once over the whole model, so that a bad
   // profile is refused here and not at the first Put. The same file again is no change.
@@ -48,11 +54,13 @@ class ProfileRegistry {
     absl::Time added;
     Reservation reservation;
   };
+  absl::StatusOr<Entry> Add(std::vector<uint8_t> file, bool keep);
   static Entry EntryOf(const Slot& s) {
     const auto users = static_cast<uint64_t>(s.use.use_count() - 1);
     return {s.profile, s.use, s.added, users};
   }
   ByteBudget* const budget_;
+  Tier* const tier_;
   mutable std::mutex mu_;
   std::map<Fingerprint, Slot> slots_ ABSL_GUARDED_BY(mu_);
 };

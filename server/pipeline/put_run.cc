@@ -139,7 +139,14 @@ absl::Status PutRun::Init() {
     need += bytes;
     pages_.push_back(std::move(page));
   }
+  if (absl::Status s = pipeline_->store_->CheckQuota(params_.session.ns, 1); !s.ok()) {
+    return WithReason(s, "QUOTA");
+  }
   auto reservation = pipeline_->budget_->Reserve(need, "a run");
+  if (!reservation.ok() && !pipeline_->budget_->NeverFits(need)) {
+    pipeline_->store_->MakeRoom(need);
+    reservation = pipeline_->budget_->Reserve(need, "a run");
+  }
   if (!reservation.ok()) {
     absl::Status s = WithReason(reservation.status(), "OVER_BUDGET");
     return pipeline_->budget_->NeverFits(need) ? s : WithRetry(s, absl::Seconds(1));
@@ -152,6 +159,7 @@ absl::Status PutRun::Init() {
   // Positions and ids of the tokens from the first page on: the tail's, then the run's.
   bool have_ids = !params_.token_ids.empty();
   if (before_.tail) {
+    const uint64_t seen = before_.tail_tokens;
     auto view = ParseChunk(before_.tail->bytes, Verify::kAll);
     if (!view.ok()) {
       pipeline_->metrics_->ChecksumFailure("stored");
@@ -159,8 +167,10 @@ absl::Status PutRun::Init() {
     }
     positions_ = view->header.positions;
     token_ids_ = view->header.token_ids;
+    positions_.resize(std::min<size_t>(positions_.size(), seen));
+    token_ids_.resize(std::min<size_t>(token_ids_.size(), seen));
     if (token_ids_.empty() == have_ids && params_.token_begin > first_token_) {
-      return Invalid("TOKEN_IDS", absl::StrCat("the session's last ", before_.tail->tokens,
+      return Invalid("TOKEN_IDS", absl::StrCat("the session's last ", seen,
                                                " tokens were put ", have_ids ? "without" : "with",
                                                " token ids, this run comes ",
                                                have_ids ? "with" : "without", " them"));
@@ -197,15 +207,18 @@ absl::Status PutRun::Init() {
   return before_.tail ? LoadTail() : absl::OkStatus();
 }
 
-// Decodes the session's raw tail into the first page's staging.
+// Decodes the session's tail into the first page's staging: a raw one, or the beginning of an
+// encoded page that the session shares since a fork or rewind.
 absl::Status PutRun::LoadTail() {
   Page& page = pages_[0];
   auto view = ParseChunk(before_.tail->bytes, Verify::kHeaderOnly);
   if (!view.ok()) return view.status();
-  const auto raw_groups = raw_codec_->groups();
-  if (view->header.codec != CodecId::kRaw || view->tiles.size() != raw_groups.size()) {
-    return absl::InternalError("a tail that is not raw");
+  const Codec& codec = view->header.codec == CodecId::kRaw ? *raw_codec_ : *codec_;
+  const auto groups = codec.groups();
+  if (view->header.codec != codec.id() || view->tiles.size() != groups.size()) {
+    return absl::InternalError("a tail of another codec");
   }
+  const int seen = static_cast<int>(before_.tail_tokens);
   for (size_t u = 0; u < units_.size(); ++u) {
     Staging& st = page.units[u];
     st.data.reset(new uint8_t[StagingBytes(units_[u], page)]);
@@ -214,30 +227,35 @@ absl::Status PutRun::LoadTail() {
   Workspace workspace;
   for (size_t i = 0; i < view->tiles.size(); ++i) {
     const TileEntry& entry = view->tiles[i];
-    if (entry.tokens == 0) continue;
+    const int tokens = std::min(entry.tokens, seen - entry.token_begin);
+    if (tokens <= 0) continue;
     DecodeJob job;
     job.group = entry.group;
     job.tokens = entry.tokens;
     job.source_dtype = params_.dtype;
     job.tile = view->tile(static_cast<int>(i));
     job.positions = absl::MakeSpan(view->header.positions).subspan(entry.token_begin, entry.tokens);
-    job.token_end = entry.tokens;
-    job.layer_begin = raw_groups[entry.group].layer_begin;
-    job.layer_end = raw_groups[entry.group].layer_end;
+    if (!view->header.token_ids.empty()) {
+      job.token_ids =
+          absl::MakeSpan(view->header.token_ids).subspan(entry.token_begin, entry.tokens);
+    }
+    job.token_end = tokens;
+    job.layer_begin = groups[entry.group].layer_begin;
+    job.layer_end = groups[entry.group].layer_end;
     std::vector<PlaneView> planes;
     for (const ConstPlaneView& v : Views(page, job.layer_begin, job.layer_end, entry.token_begin)) {
       planes.push_back({const_cast<uint8_t*>(v.data), v.head_stride, v.token_stride, v.dim_stride});
     }
     job.destination.dtype = params_.dtype;
     job.destination.planes = planes;
-    absl::Status s = raw_codec_->Decode(absl::MakeSpan(&job, 1), workspace);
+    absl::Status s = codec.Decode(absl::MakeSpan(&job, 1), workspace);
     if (s.ok()) s = job.status;
     if (!s.ok()) return s;
     for (int p = layer_planes_[job.layer_begin]; p < layer_planes_[job.layer_end]; ++p) {
       Staging& st = page.units[planes_[p].unit];
-      const auto bits = Bits(entry.token_begin, entry.tokens);
+      const auto bits = Bits(entry.token_begin, tokens);
       for (int h = 0; h < planes_[p].heads; ++h) st.have[planes_[p].first_row + h] = bits;
-      st.cells_missing -= int64_t{planes_[p].heads} * entry.tokens;
+      st.cells_missing -= int64_t{planes_[p].heads} * tokens;
     }
   }
   return absl::OkStatus();
@@ -552,13 +570,9 @@ void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> group
   chunk.tokens = static_cast<uint32_t>(page.tokens);
   chunk.bytes = BuildChunk(h, tiles);
   if (certified) chunk.predicted_kld = kld;
-  chunk.pin = profile_use_;
   const uint64_t index = (page.token_begin - first_token_) / kPageTokens;
   if (index < prefix_ids_.size()) {
     chunk.prefix_id = prefix_ids_[index];
-    chunk.key = ChunkKeyOf(prefix_ids_[index], params_.shard, geometry_fingerprint_,
-                           params_.profile.value_or(Fingerprint{}), h.codec, h.quality, setting_,
-                           h.dtype);
   }
   std::vector<Tile>().swap(page.tiles);
   page.chunk = std::move(chunk);  // read only once outstanding_ is zero
@@ -650,7 +664,8 @@ absl::Status PutRun::EncodeTail(Page& page) {
   return absl::OkStatus();
 }
 
-void PutRun::Commit(bool seal, std::function<void(absl::StatusOr<CommitResult>)> done) {
+void PutRun::Commit(bool seal, bool durable,
+                    std::function<void(absl::StatusOr<CommitResult>)> done) {
   absl::Status status;
   for (size_t p = 0; status.ok() && p < pages_.size(); ++p) {
     for (size_t u = 0; status.ok() && u < units_.size(); ++u) {
@@ -685,6 +700,7 @@ void PutRun::Commit(bool seal, std::function<void(absl::StatusOr<CommitResult>)>
     if (error_.ok()) error_ = status;
     committing_ = true;
     seal_ = seal;
+    durable_ = durable;
     done_ = std::move(done);
   }
   pipeline_->encode_batcher_->Flush();
@@ -730,11 +746,19 @@ void PutRun::MaybeCommit() {
   request.ttl = params_.ttl;
   request.labels = params_.labels;
   auto result = pipeline_->store_->Commit(std::move(request));
+  if (absl::IsResourceExhausted(result.status())) {
+    return done(WithReason(result.status(), "QUOTA"));
+  }
   if (result.ok() && !result->replayed) {
     pipeline_->metrics_->Committed(traits_.codec, result->raw_bytes, result->stored_bytes,
                                   result->predicted_kld);
   }
-  done(std::move(result));
+  if (!durable_ || !result.ok()) return done(std::move(result));
+  pipeline_->store_->WhenDurable(
+      params_.session, [done = std::move(done), result = *std::move(result)](absl::Status s) {
+        if (s.ok()) return done(result);
+        done(WithReason(s, "DURABILITY"));
+      });
 }
 
 bool PutRun::dead() const {

@@ -54,7 +54,9 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
                    std::optional<uint32_t> crc32c);
   // Ends the run; `done` is called once, from any thread, perhaps before this returns.
   // INVALID_ARGUMENT names the first element that is missing.
-  void Commit(bool seal, std::function<void(absl::StatusOr<CommitResult>)> done);
+  // `durable`: it is answered when the disk tier has it. Failing that, the run is committed
+  // in memory all the same, and a repeat with its put_id tries the disk again.
+  void Commit(bool seal, bool durable, std::function<void(absl::StatusOr<CommitResult>)> done);
   // Nothing of this run will be stored. Encodes under way end by themselves.
   void Abort();
 
@@ -153,7 +155,6 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   Geometry shard_geometry_;
   Fingerprint geometry_fingerprint_{};
   std::shared_ptr<const Codec> codec_, raw_codec_;
-  std::shared_ptr<const void> profile_use_;
   Quality quality_ = Quality::kDefault;
   std::string setting_;  // of codecs that have one, canonical
   std::vector<Plane> planes_;
@@ -174,6 +175,7 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   absl::Status error_ ABSL_GUARDED_BY(mu_);
   bool committing_ ABSL_GUARDED_BY(mu_) = false;
   bool seal_ ABSL_GUARDED_BY(mu_) = false;
+  bool durable_ = false;  // set before committing_
   std::function<void(absl::StatusOr<CommitResult>)> done_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -439,9 +439,18 @@ v1::Session ToProto(const SessionStat& s, bool whole) {
   SetTime(s.modified, out.mutable_modified());
   out.set_ttl_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(s.ttl)));
   out.mutable_labels()->insert(s.labels.begin(), s.labels.end());
-  out.set_tier("host");
+  out.set_pinned(s.pinned);
+  out.set_evicted_tokens(s.evicted_tokens);
+  out.set_durable(s.durable);
+  out.set_tier(whole && s.host_bytes < s.stored_bytes ? "disk" : "host");
   out.set_backend("cpu");
   if (!whole) return out;
+  out.set_host_bytes(s.host_bytes);
+  for (const auto& [begin, end] : s.lost) {
+    v1::Range* range = out.add_lost();
+    range->set_begin(begin);
+    range->set_end(end);
+  }
   if (t.attachment) {
     const auto* a = static_cast<const SessionAttachment*>(t.attachment.get());
     *out.mutable_geometry() = ToProto(a->geometry);

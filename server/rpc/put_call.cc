@@ -99,10 +99,16 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
         return Data(m.data(), payload);
       case v1::PutRequest::kCommit:
         if (!run_) return Order("commit before open");
-        if (m.commit().durability() != v1::DURABILITY_MEMORY) {
-          return WithReason(absl::UnimplementedError("durability: this daemon keeps sessions in "
-                                                     "memory only; expected DURABILITY_MEMORY"),
-                            "FIELD");
+        if (m.commit().durability() != v1::DURABILITY_MEMORY &&
+            (m.commit().durability() != v1::DURABILITY_DISK ||
+             serving_->config.disk_path.empty())) {
+          return WithReason(
+              absl::UnimplementedError(absl::StrCat(
+                  "durability: found ", static_cast<int>(m.commit().durability()),
+                  serving_->config.disk_path.empty()
+                      ? ", this daemon has no disk tier (--disk-path); expected DURABILITY_MEMORY"
+                      : ", expected DURABILITY_MEMORY or DURABILITY_DISK")),
+              "FIELD");
         }
         commit_ = m.commit();
         return absl::OkStatus();
@@ -122,14 +128,23 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
     auto params = FromProto(open);
     if (!params.ok()) return params.status();
     record_.set_session(absl::StrCat(params->session.ns, "/", params->session.id));
+    const SessionKey key = params->session;
     auto run = serving_->pipeline->OpenPut(*std::move(params));
     if (!run.ok()) return run.status();
     run_ = *std::move(run);
     v1::PutResponse r;
     if (run_->replayed()) {
       *r.mutable_committed() = ToProto(*run_->replayed());
-      Send(r);
-      End(absl::OkStatus());
+      if (serving_->config.disk_path.empty()) {
+        Send(r);
+        End(absl::OkStatus());
+        return absl::OkStatus();
+      }
+      // Whether the first one had to be durable is not known: so it is made so.
+      serving_->store->WhenDurable(key, [self = shared_from_this(), r](absl::Status s) {
+        if (s.ok()) self->Send(r);
+        self->End(WithReason(s, "DURABILITY"), s.ok() ? "" : "error");
+      });
       return absl::OkStatus();
     }
     {
@@ -179,7 +194,8 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
       if (ending_) return;
       committing_ = true;
     }
-    run_->Commit(commit_->seal(), [self = shared_from_this()](absl::StatusOr<CommitResult> r) {
+    const bool durable = commit_->durability() == v1::DURABILITY_DISK;
+    run_->Commit(commit_->seal(), durable, [self = shared_from_this()](absl::StatusOr<CommitResult> r) {
       if (r.ok()) {
         v1::PutResponse out;
         *out.mutable_committed() = ToProto(*r);

@@ -11,36 +11,18 @@
 #include "kvcask/v1/cache.grpc.pb.h"
 #include "kvcask/v1/info.grpc.pb.h"
 #include "kvcask/v1/profiles.grpc.pb.h"
-#include "kvcask/v1/sessions.grpc.pb.h"
 #include "server/pipeline/errors.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/get_call.h"
 #include "server/rpc/put_call.h"
+#include "server/rpc/session_service.h"
+#include "server/rpc/unary.h"
 
 namespace kvcask {
 namespace {
 
 using Context = grpc::CallbackServerContext;
 using Unary = grpc::ServerUnaryReactor;
-
-// Runs `work` on an executor thread and finishes the call with what it returns.
-template <typename Work>
-Unary* Run(Serving* serving, Context* context, const char* method, const std::string& session,
-           Work work) {
-  Unary* reactor = context->DefaultReactor();
-  auto record = std::make_shared<CallRecord>(serving, context, method);
-  record->set_session(session);
-  serving->executor->Submit([reactor, record, work = std::move(work)] {
-    const absl::Status status = work();
-    reactor->Finish(record->Finish(status));
-  });
-  return reactor;
-}
-
-std::string NameOf(const v1::SessionRef& r) {
-  return absl::CHexEscape(absl::StrCat(r.namespace_().substr(0, 64), "/",
-                                       r.session_id().substr(0, 256)));
-}
 
 class CacheImpl final
     : public v1::CacheService::WithRawCallbackMethod_Put<v1::CacheService::WithRawCallbackMethod_Get<
@@ -57,7 +39,7 @@ class CacheImpl final
   }
   Unary* Lookup(Context* context, const v1::LookupRequest* request,
                 v1::LookupResponse* response) override {
-    return Run(serving_, context, "Lookup", "", [this, request, response]() -> absl::Status {
+    return RunUnary(serving_, context, "Lookup", "", [this, request, response]() -> absl::Status {
       const v1::PrefixRef& p = request->prefix();
       if (absl::Status s = CheckNamespace(p.namespace_()); !s.ok()) return s;
       if (absl::Status s = CheckIdentity(p.identity()); !s.ok()) return s;
@@ -68,95 +50,28 @@ class CacheImpl final
                           "FIELD");
       }
       const std::vector<uint32_t> ids(p.token_ids().begin(), p.token_ids().end());
-      const LookupResult r = serving_->pipeline->Lookup(
-          p.namespace_(), p.identity().model_id(), p.identity().extra_key(), ids);
-      response->set_tokens(r.tokens);
-      for (const HeldPrefix& h : r.held) {
+      const auto r = serving_->pipeline->Lookup(
+          p.namespace_(), p.identity().model_id(), p.identity().extra_key(), ids,
+          absl::Seconds(std::min<uint64_t>(request->lease_seconds(), 3600)));
+      if (!r.ok()) return r.status();
+      response->set_tokens(r->tokens);
+      for (size_t i = 0; i < r->held.size(); ++i) {
+        const HeldPrefix& h = r->held[i];
         auto* to = response->add_held();
         to->set_codec(h.codec);
         to->set_quality(h.quality);
         to->set_tokens(h.tokens);
         to->set_stored_bytes(h.stored_bytes);
+        to->set_disk_bytes(h.stored_bytes - h.host_bytes);
+        to->set_raw_bytes(h.raw_bytes);
+        to->set_decode_ms(absl::ToDoubleMilliseconds(r->decode_time[i]));
       }
+      if (r->lease) response->set_lease_id(r->lease->id);
       return absl::OkStatus();
     });
   }
 
  private:
-  Serving* const serving_;
-};
-
-class SessionImpl final : public v1::SessionService::CallbackService {
- public:
-  explicit SessionImpl(Serving* serving) : serving_(serving) {}
-
-  Unary* CreateSession(Context* context, const v1::CreateSessionRequest* request,
-                       v1::Session* response) override {
-    return Run(serving_, context, "CreateSession", NameOf(request->session()),
-               [this, request, response]() -> absl::Status {
-                 if (absl::Status s = serving_->CheckServing(); !s.ok()) return s;
-                 auto key = FromProto(request->session());
-                 if (!key.ok()) return key.status();
-                 if (absl::Status s = CheckLabels(request->labels()); !s.ok()) return s;
-                 const absl::Duration ttl = absl::Seconds(
-                     std::min<uint64_t>(request->ttl_seconds(), uint64_t{1} << 32));
-                 absl::Status s = serving_->store->Create(
-                     *key, nullptr, ttl, {request->labels().begin(), request->labels().end()});
-                 if (!s.ok()) return s;
-                 return Fill(*key, response);
-               });
-  }
-  Unary* StatSession(Context* context, const v1::StatSessionRequest* request,
-                     v1::Session* response) override {
-    return Run(serving_, context, "StatSession", NameOf(request->session()),
-               [this, request, response]() -> absl::Status {
-                 auto key = FromProto(request->session());
-                 if (!key.ok()) return key.status();
-                 return Fill(*key, response);
-               });
-  }
-  Unary* ListSessions(Context* context, const v1::ListSessionsRequest* request,
-                      v1::ListSessionsResponse* response) override {
-    return Run(serving_, context, "ListSessions", "",
-               [this, request, response]() -> absl::Status {
-                 if (absl::Status s = CheckNamespace(request->namespace_()); !s.ok()) return s;
-                 const int limit =
-                     request->page_size() == 0 ? 100 : std::min(request->page_size(), 1000u);
-                 const auto found = serving_->store->List(request->namespace_(),
-                                                          request->page_token(), limit + 1);
-                 for (size_t i = 0; i < found.size() && i < static_cast<size_t>(limit); ++i) {
-                   *response->add_sessions() = ToProto(found[i], false);
-                 }
-                 if (found.size() > static_cast<size_t>(limit)) {
-                   response->set_next_page_token(found[limit - 1].key.id);
-                 }
-                 return absl::OkStatus();
-               });
-  }
-  Unary* DeleteSession(Context* context, const v1::DeleteSessionRequest* request,
-                       v1::DeleteSessionResponse* response) override {
-    return Run(serving_, context, "DeleteSession", NameOf(request->session()),
-               [this, request, response]() -> absl::Status {
-                 auto key = FromProto(request->session());
-                 if (!key.ok()) return key.status();
-                 auto freed = serving_->store->Delete(*key);
-                 if (absl::IsNotFound(freed.status()) && request->allow_missing()) {
-                   return absl::OkStatus();
-                 }
-                 if (!freed.ok()) return freed.status();
-                 response->set_deleted(true);
-                 response->set_freed_bytes(*freed);
-                 return absl::OkStatus();
-               });
-  }
-
- private:
-  absl::Status Fill(const SessionKey& key, v1::Session* response) {
-    auto stat = serving_->store->Stat(key);
-    if (!stat.ok()) return stat.status();
-    *response = ToProto(*stat, true);
-    return absl::OkStatus();
-  }
   Serving* const serving_;
 };
 
@@ -262,23 +177,23 @@ class ProfileImpl final : public v1::ProfileService::CallbackService {
   }
   Unary* ListProfiles(Context* context, const v1::ListProfilesRequest*,
                       v1::ListProfilesResponse* response) override {
-    return Run(serving_, context, "ListProfiles", "", [this, response]() -> absl::Status {
-      for (const auto& e : serving_->profiles->List()) *response->add_profiles() = ToProto(e, false);
+    return RunUnary(serving_, context, "ListProfiles", "", [this, response]() -> absl::Status {
+      for (const auto& e : serving_->profiles->List()) *response->add_profiles() = WithChunks(ToProto(e, false));
       return absl::OkStatus();
     });
   }
   Unary* GetProfile(Context* context, const v1::GetProfileRequest* request,
                     v1::Profile* response) override {
-    return Run(serving_, context, "GetProfile", "", [this, request, response]() -> absl::Status {
+    return RunUnary(serving_, context, "GetProfile", "", [this, request, response]() -> absl::Status {
       auto e = serving_->profiles->FindHex(request->fingerprint());
       if (!e.ok()) return e.status();
-      *response = ToProto(*e, true);
+      *response = WithChunks(ToProto(*e, true));
       return absl::OkStatus();
     });
   }
   Unary* RemoveProfile(Context* context, const v1::RemoveProfileRequest* request,
                        v1::RemoveProfileResponse* response) override {
-    return Run(serving_, context, "RemoveProfile", "", [this, request, response]() -> absl::Status {
+    return RunUnary(serving_, context, "RemoveProfile", "", [this, request, response]() -> absl::Status {
       Fingerprint f;
       {
         auto e = serving_->profiles->FindHex(request->fingerprint());
@@ -293,6 +208,12 @@ class ProfileImpl final : public v1::ProfileService::CallbackService {
   }
 
  private:
+  v1::Profile WithChunks(v1::Profile profile) const {
+    Digest fingerprint{};
+    std::copy(profile.fingerprint().begin(), profile.fingerprint().end(), fingerprint.begin());
+    profile.set_chunks(serving_->store->ChunksOf(fingerprint));
+    return profile;
+  }
   Serving* const serving_;
 };
 
@@ -337,12 +258,17 @@ class InfoImpl final : public v1::InfoService::CallbackService {
     l->set_get_window_bytes(c.get_window_bytes);
     l->set_page_tokens(kPageTokens);
     l->set_idle_put_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(c.idle_put_timeout)));
+    l->set_disk_tier(!c.disk_path.empty());
+    l->set_disk_budget_bytes(c.disk_budget_bytes);
     const StoreUsage u = serving_->store->Usage();
     auto* usage = out->mutable_usage();
     usage->set_used_bytes(serving_->budget->used());
     usage->set_stored_bytes(u.stored_bytes);
     usage->set_sessions(u.sessions);
     usage->set_chunks(u.chunks);
+    usage->set_host_bytes(u.host_bytes);
+    usage->set_disk_bytes(u.disk_bytes);
+    usage->set_leases(u.leases);
     usage->set_profiles(serving_->profiles->List().size());
     out->mutable_started()->set_seconds(absl::ToUnixSeconds(serving_->started));
     out->set_draining(serving_->draining);
@@ -361,7 +287,7 @@ class InfoImpl final : public v1::InfoService::CallbackService {
 std::vector<std::unique_ptr<grpc::Service>> NewServices(Serving* serving) {
   std::vector<std::unique_ptr<grpc::Service>> out;
   out.push_back(std::make_unique<CacheImpl>(serving));
-  out.push_back(std::make_unique<SessionImpl>(serving));
+  out.push_back(NewSessionService(serving));
   out.push_back(std::make_unique<ProfileImpl>(serving));
   out.push_back(std::make_unique<InfoImpl>(serving));
   return out;

@@ -5,28 +5,23 @@
 
 #include <algorithm>
 #include <mutex>
-#include <set>
 #include <utility>
 
-#include "server/store/chunk_table.h"
-#include "server/store/prefix_index.h"
+#include "server/store/page_tree.h"
+#include "server/store/saver.h"
 #include "server/store/session.h"
+#include "server/store/store_state.h"
 
 namespace kvcask {
 namespace {
 
-absl::Status NoSession(const SessionKey& key) {
-  return absl::NotFoundError(absl::StrCat("no session '", absl::CHexEscape(key.id),
-                                          "' in namespace '", absl::CHexEscape(key.ns), "'"));
-}
-
 // The chunks as they will be kept. Everything that allocates or copies bytes is here,
 // before the mutex is taken.
-std::vector<ChunkPtr> MakeChunks(CommitRequest& request) {
-  std::vector<ChunkPtr> made;
+std::vector<ChunkRef> MakeChunks(CommitRequest& request) {
+  std::vector<ChunkRef> made;
   made.reserve(request.chunks.size());
   for (NewChunk& from : request.chunks) {
-    auto chunk = std::make_shared<Chunk>();
+    auto chunk = std::make_shared<StoredChunk>();
     chunk->token_begin = from.token_begin;
     chunk->tokens = from.tokens;
     chunk->bytes = std::move(from.bytes);
@@ -34,11 +29,6 @@ std::vector<ChunkPtr> MakeChunks(CommitRequest& request) {
     if (chunk->bytes.capacity() - chunk->bytes.size() > chunk->bytes.size() / 16 + 64) {
       chunk->bytes.shrink_to_fit();
     }
-    chunk->raw_bytes = from.raw_bytes;
-    chunk->predicted_kld = from.predicted_kld;
-    chunk->pin = std::move(from.pin);
-    chunk->prefix_id = from.prefix_id;
-    chunk->key = from.key;
     chunk->reservation = request.reservation.Split(chunk->bytes.size());
     made.push_back(std::move(chunk));
   }
@@ -47,69 +37,76 @@ std::vector<ChunkPtr> MakeChunks(CommitRequest& request) {
 
 }  // namespace
 
-// std::mutex and not absl::Mutex: ThreadSanitizer sees through the former only, since the
-// system's Abseil is not instrumented.
 class SessionStore::Impl {
  public:
   Impl(int page_tokens, SessionStoreOptions options)
-      : page_tokens_(page_tokens), options_(std::move(options)) {}
+      : state_(page_tokens, std::move(options)), saver_(&state_) {}
+
+  StoreState& state() { return state_; }
+  Saver& saver() { return saver_; }
 
   absl::Status Create(const SessionKey& key, const SessionTraits* traits, absl::Duration ttl,
                       std::map<std::string, std::string> labels) {
-    const absl::Time now = options_.now();
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (Find(key) != nullptr) {
-      return absl::AlreadyExistsError(absl::StrCat("session '", absl::CHexEscape(key.id),
-                                                   "' exists in namespace '",
-                                                   absl::CHexEscape(key.ns), "'"));
-    }
-    auto added = Add(key, now);
-    if (!added.ok()) return added.status();
-    Session& session = **added;
-    if (traits != nullptr) SetTraits(session, *traits);
-    session.labels = std::move(labels);
-    Touch(session, now, ttl);
+    const absl::Time now = options().now();
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    auto session = AddNew(key, now);
+    if (!session.ok()) return session.status();
+    if (traits != nullptr) state_.SetTraits(*session, *traits);
+    (*session)->labels = std::move(labels);
+    state_.Touch(*session, now, ttl);
     return absl::OkStatus();
   }
 
   absl::StatusOr<ShardSnapshot> BeginWrite(const SessionKey& key, const SessionTraits& traits,
-                                           uint32_t shard) const {
+                                           uint32_t shard) {
     if (shard >= traits.shard_count) {
       return absl::InvalidArgumentError(absl::StrCat("shard ", shard, " of ", traits.shard_count,
                                                      ": expected less than the count"));
     }
-    std::lock_guard<std::mutex> lock(mutex_);
     ShardSnapshot snapshot;
-    const Session* session = Find(key);
-    if (session == nullptr) return snapshot;
-    if (auto s = CheckTraits(*session, traits); !s.ok()) return s;
-    if (auto s = CheckUnsealed(*session, shard); !s.ok()) return s;
-    snapshot.incarnation = session->incarnation;
-    const auto it = session->shards.find(shard);
-    if (it == session->shards.end()) return snapshot;
-    const ShardChain& chain = it->second;
-    snapshot.version = chain.version;
-    snapshot.tokens = chain.tokens;
-    if (const ChunkPtr* tail = chain.tail(page_tokens_)) snapshot.tail = *tail;
-    const uint64_t whole_pages = chain.tokens / page_tokens_;
-    if (whole_pages > 0) snapshot.last_prefix_id = chain.chunks[whole_pages - 1]->prefix_id;
+    PageNode* tail = nullptr;
+    {
+      std::lock_guard<std::mutex> lock(state_.mutex);
+      const Session* session = state_.Find(key);
+      if (session == nullptr) return snapshot;
+      if (auto s = CheckTraits(*session, traits); !s.ok()) return s;
+      if (auto s = CheckUnsealed(*session, shard); !s.ok()) return s;
+      snapshot.incarnation = session->incarnation;
+      const auto it = session->shards.find(shard);
+      if (it == session->shards.end()) return snapshot;
+      const ShardChain& chain = it->second;
+      snapshot.version = chain.version;
+      snapshot.tokens = chain.tokens;
+      tail = chain.tail(page_tokens());
+      const PageNode* whole = tail != nullptr ? tail->parent : chain.head;
+      if (whole != nullptr && whole->named) snapshot.last_prefix_id = whole->prefix_id;
+      if (tail == nullptr) return snapshot;
+      snapshot.tail_tokens = static_cast<uint32_t>(chain.tokens % page_tokens());
+      state_.tree.Hold(tail);
+    }
+    auto chunks = Fetch(&state_, key, {tail});
+    Graveyard dead;
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    state_.tree.Unhold(tail, &dead);
+    if (!chunks.ok()) return chunks.status();
+    snapshot.tail = std::move((*chunks)[0]);
     return snapshot;
   }
 
   std::optional<CommitResult> FindPut(const SessionKey& key, uint32_t shard,
                                       const std::string& put_id) const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const Session* session = Find(key);
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    const Session* session = state_.Find(key);
     return session == nullptr ? std::nullopt : FindPut(*session, shard, put_id);
   }
 
   absl::StatusOr<CommitResult> Commit(CommitRequest request) {
-    if (auto s = CheckRun(request, page_tokens_); !s.ok()) return s;
-    std::vector<ChunkPtr> chunks = MakeChunks(request);
-    const absl::Time now = options_.now();
+    if (auto s = CheckRun(request, page_tokens()); !s.ok()) return s;
+    std::vector<ChunkRef> chunks = MakeChunks(request);
+    const absl::Time now = options().now();
     Graveyard dead;
-    std::lock_guard<std::mutex> lock(mutex_);
-    Session* session = Find(request.session);
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    Session* session = state_.Find(request.session);
     if (session != nullptr) {
       if (const auto before = FindPut(*session, request.shard, request.put_id)) {
         if (before->token_begin == request.token_begin && before->tokens == request.tokens) {
@@ -119,75 +116,115 @@ class SessionStore::Impl {
                                                      "' was used for tokens ", before->token_begin,
                                                      " to ", before->token_begin + before->tokens));
       }
-      if (auto s = CheckCommit(*session, request, page_tokens_); !s.ok()) return s;
+      if (auto s = CheckCommit(*session, request, page_tokens()); !s.ok()) return s;
     } else {
       // An empty session stands for the one that is not there: the same rules hold.
       Session none;
       none.key = request.session;
-      if (auto s = CheckCommit(none, request, page_tokens_); !s.ok()) return s;
-      auto added = Add(request.session, now);
+      if (auto s = CheckCommit(none, request, page_tokens()); !s.ok()) return s;
+    }
+    if (auto s = CheckQuotaLocked(request.session.ns, NewBytes(session, request, chunks)); !s.ok()) {
+      return s;
+    }
+    if (session == nullptr) {
+      auto added = state_.Add(request.session, now);
       if (!added.ok()) return added.status();
       session = *added;
     }
-    return Apply(*session, request, std::move(chunks), now, &dead);
+    return Apply(session, request, std::move(chunks), now, &dead);
   }
 
-  absl::StatusOr<ReadPlan> OpenRead(const SessionKey& key, uint64_t begin, uint64_t end) const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const Session* session = Find(key);
+  absl::StatusOr<ReadPlan> OpenRead(const SessionKey& key, uint64_t begin, uint64_t end) {
+    std::unique_lock<std::mutex> lock(state_.mutex);
+    const Session* session = state_.Find(key);
     if (session == nullptr) return NoSession(key);
-    return Plan(*session, session->visible_tokens(), begin, end);
+    ReadPlan plan;
+    plan.stat = session->Stat(page_tokens());
+    std::vector<std::pair<const ShardForm*, PageNode*>> shards;
+    for (const auto& [index, chain] : session->shards) shards.emplace_back(chain.form, chain.head);
+    return Open(std::move(plan), shards, session->visible_tokens(), begin, end, &lock);
   }
 
   std::vector<HeldPrefix> Lookup(const std::string& ns, absl::Span<const Digest> ids) const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<HeldPrefix> held;
-    for (const PrefixIndex::Link* link : FindHeld(ns, ids)) {
-      const SessionTraits& traits = *link->session->traits;
-      held.push_back({traits.codec, traits.quality, TokensOf(*link), link->stored_bytes});
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    std::vector<HeldPrefix> out;
+    for (const StoreState::Held& h : state_.FindHeld(ns, ids)) {
+      const SessionTraits& t = h.form->traits;
+      const bool had = std::any_of(out.begin(), out.end(), [&](const HeldPrefix& p) {
+        return p.codec == t.codec && p.quality == t.quality;  // a longer one, of other traits
+      });
+      if (had) continue;
+      HeldPrefix p;
+      p.codec = t.codec;
+      p.quality = t.quality;
+      p.tokens = h.tokens;
+      for (const PageNode* n : h.nodes) {
+        p.stored_bytes += n->stored_bytes;
+        p.raw_bytes += n->raw_bytes;
+        p.host_bytes += state_.HostBytes(n);
+      }
+      out.push_back(std::move(p));
     }
-    return held;
+    return out;
   }
 
   absl::StatusOr<ReadPlan> OpenPrefix(const std::string& ns, absl::Span<const Digest> ids,
-                                      uint64_t begin, uint64_t end) const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const auto held = FindHeld(ns, ids);
-    if (held.empty()) {
-      return absl::NotFoundError(absl::StrCat("no prefix of these ", ids.size(),
-                                              " pages is held in namespace '", absl::CHexEscape(ns),
-                                              "'"));
+                                      uint64_t begin, uint64_t end) {
+    std::unique_lock<std::mutex> lock(state_.mutex);
+    const auto held = state_.FindHeld(ns, ids);
+    if (held.empty()) return NoPrefix(ns, ids);
+    const Form* form = held[0].form;
+    ReadPlan plan;
+    plan.stat.key = {ns, "(prefix)"};
+    plan.stat.traits = form->traits;
+    plan.stat.tokens = held[0].tokens;
+    std::vector<std::pair<const ShardForm*, PageNode*>> shards;
+    for (PageNode* n : held[0].nodes) {
+      plan.stat.raw_bytes += n->raw_bytes;
+      plan.stat.stored_bytes += n->stored_bytes;
+      shards.emplace_back(n->form, n);
     }
-    return Plan(*held[0]->session, TokensOf(*held[0]), begin, end);
+    return Open(std::move(plan), shards, held[0].tokens, begin, end, &lock);
   }
 
   absl::StatusOr<SessionStat> Stat(const SessionKey& key) const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const Session* session = Find(key);
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    const Session* session = state_.Find(key);
     if (session == nullptr) return NoSession(key);
-    return session->Stat();
+    SessionStat stat = session->Stat(page_tokens());
+    for (const auto& [index, chain] : session->shards) {
+      stat.host_bytes += state_.HostBytes(chain.head);
+      if (state_.tree.lost_chunks() == 0) continue;
+      for (const PageNode* n = chain.head; n != nullptr; n = n->parent) {
+        const uint64_t begin = n->page * page_tokens();
+        if (n->lost) stat.lost.emplace_back(begin, std::min(begin + n->tokens, chain.tokens));
+      }
+    }
+    std::sort(stat.lost.begin(), stat.lost.end());
+    stat.lost.erase(std::unique(stat.lost.begin(), stat.lost.end()), stat.lost.end());
+    return stat;
   }
 
   std::vector<SessionStat> List(const std::string& ns, const std::string& after, int limit) const {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(state_.mutex);
     std::vector<SessionStat> stats;
-    const auto space = namespaces_.find(ns);
-    if (space == namespaces_.end()) return stats;
+    const auto space = state_.namespaces.find(ns);
+    if (space == state_.namespaces.end()) return stats;
     const auto& sessions = space->second.sessions;
     // "" is before every id, the empty one too.
     auto it = after.empty() ? sessions.begin() : sessions.upper_bound(after);
     for (; it != sessions.end() && static_cast<int>(stats.size()) < limit; ++it) {
-      stats.push_back(it->second->Stat());
+      stats.push_back(it->second->Stat(page_tokens()));
     }
     return stats;
   }
 
   absl::StatusOr<uint64_t> Delete(const SessionKey& key) {
     Graveyard dead;
-    std::lock_guard<std::mutex> lock(mutex_);
-    Session* session = Find(key);
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    Session* session = state_.Find(key);
     if (session == nullptr) return NoSession(key);
-    return Remove(session, &dead);
+    return state_.Remove(session, &dead);
   }
 
   int Expire(absl::Time now) {
@@ -195,92 +232,242 @@ class SessionStore::Impl {
     int expired = 0;
     while (true) {
       Graveyard dead;
-      std::lock_guard<std::mutex> lock(mutex_);
+      std::lock_guard<std::mutex> lock(state_.mutex);
+      while (!state_.lease_expiry.empty() && state_.lease_expiry.begin()->first <= now) {
+        state_.DropLease(std::string(state_.lease_expiry.begin()->second), &dead);
+      }
       for (int i = 0; i < kBatch; ++i) {
-        if (expiry_.empty() || expiry_.begin()->first > now) return expired;
-        Remove(expiry_.begin()->second, &dead);
+        if (state_.expiry.empty() || state_.expiry.begin()->first > now) return expired;
+        state_.Remove(state_.expiry.begin()->second, &dead);
         ++expired;
       }
     }
   }
 
-  StoreUsage Usage() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return {session_count_, table_.chunks(), table_.bytes()};
-  }
-
- private:
-  struct Namespace {
-    uint64_t number = 0;
-    std::map<std::string, std::shared_ptr<Session>> sessions;
-  };
-
-  // --- all below: mutex_ is held
-
-  Session* Find(const SessionKey& key) const {
-    const auto space = namespaces_.find(key.ns);
-    if (space == namespaces_.end()) return nullptr;
-    const auto it = space->second.sessions.find(key.id);
-    return it == space->second.sessions.end() ? nullptr : it->second.get();
-  }
-
-  absl::StatusOr<Session*> Add(const SessionKey& key, absl::Time now) {
-    if (session_count_ >= options_.max_sessions) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "there are ", session_count_, " sessions, the limit is ", options_.max_sessions));
+  absl::StatusOr<SessionStat> Fork(const SessionKey& from, const SessionKey& to, uint64_t tokens,
+                                   absl::Duration ttl, std::map<std::string, std::string> labels) {
+    const absl::Time now = options().now();
+    Graveyard none;
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    // Namespaces do not share: pages of another one have other names and another owner.
+    if (from.ns != to.ns) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a fork of ", NameOf(from), " in namespace '", absl::CHexEscape(to.ns),
+                       "', expected the same namespace"));
     }
-    Namespace& space = namespaces_[key.ns];
-    if (space.sessions.empty()) space.number = ++next_number_;
-    auto session = std::make_shared<Session>();
-    session->key = key;
-    session->ns = space.number;
-    session->incarnation = ++next_number_;
-    session->created = session->modified = now;
-    ++session_count_;
-    return (space.sessions[key.id] = std::move(session)).get();
-  }
-
-  uint64_t Remove(Session* session, Graveyard* dead) {
-    expiry_.erase({session->expires(), session});
-    const auto& first_chain = session->shards.begin();
-    for (auto& link : session->indexed) {
-      index_.Remove({session->ns, session->form, *first_chain->second.chunks[link.page]->prefix_id},
-                    &link);
-    }
-    uint64_t freed = 0;
-    for (auto& [index, chain] : session->shards) {
-      for (ChunkPtr& chunk : chain.chunks) {
-        freed += table_.Release(session->ns, std::move(chunk), session, dead);
+    Session* source = state_.Find(from);
+    if (source == nullptr) return NoSession(from);
+    if (auto s = CheckVisible(*source, tokens); !s.ok()) return s;
+    auto added = AddNew(to, now);
+    if (!added.ok()) return added.status();
+    Session* target = *added;
+    target->labels = std::move(labels);
+    if (source->form != nullptr) {
+      state_.SetTraits(target, source->form->traits);
+      for (auto& [index, chain] : source->shards) {
+        ShardChain* copy = state_.Shard(target, index, chain.form->label);
+        copy->tokens = tokens;
+        copy->version = 1;
+        PageNode* head =
+            tokens == 0 ? nullptr : PageTree::Ancestor(chain.head, (tokens - 1) / page_tokens());
+        SetHead(&state_.tree, copy, head, &none);
+        if (head != nullptr) state_.tree.Touch(head);
       }
     }
-    --session_count_;
-    const auto space = namespaces_.find(session->key.ns);
-    const auto it = space->second.sessions.find(session->key.id);
-    dead->push_back(std::move(it->second));
-    space->second.sessions.erase(it);
-    if (space->second.sessions.empty()) namespaces_.erase(space);
+    state_.Touch(target, now, ttl);
+    return target->Stat(page_tokens());
+  }
+
+  absl::StatusOr<SessionStat> Rewind(const SessionKey& key, uint64_t tokens,
+                                     uint64_t expected_version) {
+    Graveyard dead;
+    const absl::Time now = options().now();
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    Session* session = state_.Find(key);
+    if (session == nullptr) return NoSession(key);
+    uint64_t version = 0;
+    for (const auto& [index, chain] : session->shards) version += chain.version;
+    if (expected_version != 0 && expected_version != version) {
+      return absl::AbortedError(absl::StrCat("the shards of ", NameOf(key),
+                                             " are at versions that sum to ", version,
+                                             ", expected ", expected_version));
+    }
+    if (auto s = CheckVisible(*session, tokens); !s.ok()) return s;
+    state_.Cut(session, tokens, &dead);
+    state_.Touch(session, now, std::nullopt);
+    return session->Stat(page_tokens());
+  }
+
+  absl::StatusOr<SessionStat> Update(const SessionKey& key, const Change& change) {
+    const absl::Time now = options().now();
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    Session* session = state_.Find(key);
+    if (session == nullptr) return NoSession(key);
+    if (change.labels) session->labels = *change.labels;
+    state_.Touch(session, now, change.ttl);
+    if (change.pinned) state_.SetPinned(session, *change.pinned);
+    return session->Stat(page_tokens());
+  }
+
+  absl::StatusOr<Lease> LeaseSession(const SessionKey& key, absl::Duration duration) {
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    Session* session = state_.Find(key);
+    if (session == nullptr) return NoSession(key);
+    std::vector<PageNode*> nodes;
+    for (const auto& [index, chain] : session->shards) {
+      if (chain.head != nullptr) nodes.push_back(chain.head);
+    }
+    return state_.AddLease(std::move(nodes), session->visible_tokens(), duration);
+  }
+
+  absl::StatusOr<Lease> LeasePrefix(const std::string& ns, absl::Span<const Digest> ids,
+                                    absl::Duration duration) {
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    auto held = state_.FindHeld(ns, ids);
+    if (held.empty()) return NoPrefix(ns, ids);
+    for (PageNode* n : held[0].nodes) state_.tree.Touch(n);
+    return state_.AddLease(std::move(held[0].nodes), held[0].tokens, duration);
+  }
+
+  absl::StatusOr<Lease> RenewLease(const std::string& id, absl::Duration duration) {
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    const auto it = state_.leases.find(id);
+    if (it == state_.leases.end()) {
+      return absl::NotFoundError("no such lease: it was released, or it expired");
+    }
+    state_.lease_expiry.erase({it->second.expires, id});
+    it->second.expires =
+        options().now() + std::clamp(duration, absl::ZeroDuration(), options().max_lease);
+    state_.lease_expiry.insert({it->second.expires, id});
+    return Lease{id, it->second.expires, it->second.tokens};
+  }
+
+  bool ReleaseLease(const std::string& id) {
+    Graveyard dead;
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    if (state_.leases.find(id) == state_.leases.end()) return false;
+    state_.DropLease(id, &dead);
+    return true;
+  }
+
+  uint64_t MakeRoom(uint64_t bytes) {
+    const ByteBudget* budget = options().budget;
+    uint64_t freed = 0;
+    while (budget == nullptr ? freed < bytes : budget->limit() - budget->used() < bytes) {
+      Graveyard dead;
+      std::lock_guard<std::mutex> lock(state_.mutex);
+      uint64_t step = 0;
+      for (int i = 0; i < 16 && step < bytes; ++i) {  // others get the mutex in between
+        const uint64_t got = options().tier != nullptr
+                                 ? state_.Demote(&dead)
+                                 : options().evict ? state_.EvictOne(&dead) : 0;
+        if (got == 0) break;
+        step += got;
+      }
+      if (step == 0) break;
+      freed += step;
+    }
     return freed;
   }
 
-  void SetTraits(Session& session, const SessionTraits& traits) {
-    session.traits = traits;
-    session.form = InternForm(traits.codec, traits.quality);
+  absl::Status CheckQuota(const std::string& ns, uint64_t bytes) const {
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    return CheckQuotaLocked(ns, bytes);
   }
 
-  // Moves the session in the order of expiry.
-  void Touch(Session& session, absl::Time now, std::optional<absl::Duration> ttl) {
-    expiry_.erase({session.expires(), &session});
-    session.modified = now;
-    if (ttl) session.ttl = *ttl;
-    if (session.expires() != absl::InfiniteFuture()) expiry_.insert({session.expires(), &session});
+  uint64_t ChunksOf(const Digest& profile) const {
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    uint64_t chunks = 0;
+    for (const auto& [name, space] : state_.namespaces) {
+      for (const Form* f : state_.tree.FormsOf(space.number)) {
+        if (f->traits.profile == profile) chunks += f->chunks;
+      }
+    }
+    return chunks;
   }
 
-  uint32_t InternForm(const std::string& codec, const std::string& quality) {
-    const auto form = std::make_pair(codec, quality);
-    const auto it = std::find(forms_.begin(), forms_.end(), form);
-    if (it != forms_.end()) return static_cast<uint32_t>(it - forms_.begin());
-    forms_.push_back(form);
-    return static_cast<uint32_t>(forms_.size() - 1);
+  StoreUsage Usage() const {
+    std::lock_guard<std::mutex> lock(state_.mutex);
+    StoreUsage u = state_.counters;
+    u.sessions = state_.session_count;
+    u.chunks = state_.tree.chunks();
+    u.stored_bytes = state_.tree.bytes();
+    u.host_bytes = state_.tree.host_bytes();
+    u.disk_chunks = state_.tree.disk_chunks();
+    u.disk_bytes = state_.tree.disk_bytes();
+    u.leases = state_.leases.size();
+    u.lost_chunks = state_.tree.lost_chunks();
+    u.unsaved_sessions = state_.dirty.size();
+    return u;
+  }
+
+ private:
+  const SessionStoreOptions& options() const { return state_.options; }
+  uint64_t page_tokens() const { return state_.page_tokens; }
+
+  static absl::Status NoPrefix(const std::string& ns, absl::Span<const Digest> ids) {
+    return absl::NotFoundError(absl::StrCat("no prefix of these ", ids.size(),
+                                            " pages is held in namespace '", absl::CHexEscape(ns),
+                                            "'"));
+  }
+
+  // --- below: the mutex is held
+
+  absl::StatusOr<Session*> AddNew(const SessionKey& key, absl::Time now) {
+    if (state_.Find(key) != nullptr) {
+      return absl::AlreadyExistsError(absl::StrCat("session '", absl::CHexEscape(key.id),
+                                                   "' exists in namespace '",
+                                                   absl::CHexEscape(key.ns), "'"));
+    }
+    return state_.Add(key, now);
+  }
+
+  absl::Status CheckVisible(const Session& session, uint64_t tokens) const {
+    if (tokens <= session.visible_tokens()) return absl::OkStatus();
+    return absl::OutOfRangeError(absl::StrCat("token ", tokens, ": ", NameOf(session.key), " has ",
+                                              session.visible_tokens(), " visible tokens"));
+  }
+
+  absl::Status CheckQuotaLocked(const std::string& ns, uint64_t bytes) const {
+    if (!options().quota) return absl::OkStatus();
+    const NamespaceQuota quota = options().quota(ns);
+    const uint64_t held = state_.tree.ns_bytes(state_.NamespaceNumber(ns));
+    if (quota.max_bytes == 0 || (bytes <= quota.max_bytes && held <= quota.max_bytes - bytes)) {
+      return absl::OkStatus();
+    }
+    return absl::ResourceExhaustedError(
+        absl::StrCat("namespace '", absl::CHexEscape(ns), "' holds ", held, " bytes, ", bytes,
+                     " more would pass its quota of ", quota.max_bytes, " bytes"));
+  }
+
+  // Of the run's chunks, the bytes that are not there already.
+  uint64_t NewBytes(const Session* session, const CommitRequest& request,
+                    const std::vector<ChunkRef>& chunks) const {
+    if (!options().quota) return 0;
+    const PageNode* parent = nullptr;
+    const ShardForm* form = nullptr;
+    if (session != nullptr) {
+      const auto it = session->shards.find(request.shard);
+      if (it != session->shards.end()) {
+        const ShardChain& chain = it->second;
+        form = chain.form;
+        const PageNode* tail = chain.tail(page_tokens());
+        parent = tail != nullptr ? tail->parent : chain.head;
+      }
+    }
+    if (form == nullptr) form = state_.tree.FindShard(state_.NamespaceNumber(request.session.ns),
+                                                      request.traits, request.shard,
+                                                      request.shard_label);
+    uint64_t bytes = 0;
+    bool shared = form != nullptr;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const PageNode* twin =
+          shared ? state_.tree.FindTwin(form, parent, request.chunks[i]) : nullptr;
+      if (twin == nullptr) bytes += chunks[i]->bytes.size();
+      shared = twin != nullptr;
+      parent = twin;
+    }
+    return bytes;
   }
 
   static std::optional<CommitResult> FindPut(const Session& session, uint32_t shard,
@@ -298,144 +485,134 @@ class SessionStore::Impl {
   }
 
   // The request was checked: nothing here can fail.
-  CommitResult Apply(Session& session, CommitRequest& request, std::vector<ChunkPtr> chunks,
+  CommitResult Apply(Session* session, CommitRequest& request, std::vector<ChunkRef> chunks,
                      absl::Time now, Graveyard* dead) {
-    if (!session.traits) SetTraits(session, request.traits);
-    ShardChain& chain = session.shards[request.shard];
+    if (session->form == nullptr) state_.SetTraits(session, request.traits);
+    ShardChain* chain = state_.Shard(session, request.shard, request.shard_label);
+    PageTree& tree = state_.tree;
 
     uint64_t replaced_raw = 0;
-    if (!chunks.empty() && chain.tail(page_tokens_) != nullptr) {
-      ChunkPtr tail = std::move(chain.chunks.back());
-      chain.chunks.pop_back();
-      chain.Count(*tail, -1);
-      replaced_raw = tail->raw_bytes;
-      table_.Release(session.ns, std::move(tail), &session, dead);
+    PageNode* head = chain->head;
+    if (!chunks.empty() && chain->tail(page_tokens()) != nullptr) {
+      replaced_raw = chain->raw_bytes(page_tokens()) -
+                     (head->parent != nullptr ? head->parent->raw_bytes : 0);
+      head = head->parent;
     }
     CommitResult result;
     double kld_tokens = 0;
     uint64_t chunk_tokens = 0;
-    for (ChunkPtr& fresh : chunks) {
-      ChunkPtr chunk = table_.Hold(session.ns, fresh, &session);
-      chain.Count(*chunk, +1);
-      result.raw_bytes += chunk->raw_bytes;
-      result.stored_bytes += chunk->bytes.size();
-      kld_tokens += std::max(0.0, chunk->predicted_kld) * chunk->tokens;
-      chunk_tokens += chunk->tokens;
-      chain.chunks.push_back(std::move(chunk));
-      dead->push_back(std::move(fresh));  // if it was not taken, its bytes go later
+    PageNode* first = nullptr;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const NewChunk& from = request.chunks[i];
+      PageNode* node = tree.FindTwin(chain->form, head, from);
+      if (node == nullptr) {
+        node = tree.Add(chain->form, head, from, chunks[i]);
+      } else {
+        tree.Touch(node);
+        // What is on disk only is here again, at no cost.
+        if (node->chunk == nullptr) tree.SetChunk(node, chunks[i], dead);
+      }
+      dead->push_back(std::move(chunks[i]));  // if it was not taken, its bytes go later
+      if (first == nullptr) first = node;
+      result.raw_bytes += node->own_raw_bytes();
+      result.stored_bytes += node->own_stored_bytes();
+      kld_tokens += node->own_kld_tokens();
+      chunk_tokens += node->tokens;
+      head = node;
     }
-    if (replaced_raw > 0) {
-      const StoredChunk& first = *chain.chunks[request.token_begin / page_tokens_];
-      const uint64_t share = std::min(replaced_raw, first.raw_bytes);
+    SetHead(&tree, chain, head, dead);
+    if (replaced_raw > 0 && first != nullptr) {
+      const uint64_t raw = first->own_raw_bytes(), share = std::min(replaced_raw, raw);
       result.raw_bytes -= share;
-      if (first.raw_bytes > 0) {
-        result.stored_bytes -= static_cast<uint64_t>(static_cast<double>(first.bytes.size()) *
-                                                     share / first.raw_bytes);
+      if (raw > 0) {
+        result.stored_bytes -= static_cast<uint64_t>(
+            static_cast<double>(first->own_stored_bytes()) * share / raw);
       }
     }
     if (chunk_tokens > 0) result.predicted_kld = kld_tokens / chunk_tokens;
 
-    chain.label = request.shard_label;
-    chain.tokens = request.token_begin + request.tokens;
-    chain.sealed = request.seal;
-    ++chain.version;
-    if (!request.labels.empty()) session.labels = std::move(request.labels);
-    Touch(session, now, request.ttl);
-    IndexPages(session);
+    chain->tokens = request.token_begin + request.tokens;
+    chain->sealed = request.seal;
+    ++chain->version;
+    if (!request.labels.empty()) session->labels = std::move(request.labels);
+    state_.Touch(session, now, request.ttl);
 
-    result.version = chain.version;
-    result.shard_tokens = chain.tokens;
-    result.visible_tokens = session.visible_tokens();
+    result.version = chain->version;
+    result.shard_tokens = chain->tokens;
+    result.visible_tokens = session->visible_tokens();
     result.token_begin = request.token_begin;
     result.tokens = request.tokens;
     if (!request.put_id.empty()) {
-      chain.puts.emplace_back(std::move(request.put_id), result);
-      if (chain.puts.size() > kRememberedPuts) chain.puts.pop_front();
+      auto& puts = chain->puts;
+      puts.emplace_back(std::move(request.put_id), result);
+      if (puts.size() > kRememberedPuts) puts.erase(puts.begin());
     }
     return result;
   }
 
-  // Enters the pages that have become visible, as far as all before them have ids.
-  void IndexPages(Session& session) {
-    const uint64_t pages = session.visible_tokens() / page_tokens_;
-    while (session.indexed.size() < pages) {
-      const uint64_t page = session.indexed.size();
-      const auto& prefix_id = session.shards.begin()->second.chunks[page]->prefix_id;
-      if (!prefix_id) return;
-      uint64_t stored = page == 0 ? 0 : session.indexed.back().stored_bytes;
-      for (const auto& [index, chain] : session.shards) stored += chain.chunks[page]->bytes.size();
-      PrefixIndex::Link link;
-      link.session = &session;
-      link.page = static_cast<uint32_t>(page);
-      link.stored_bytes = stored;
-      session.indexed.push_back(link);
-      index_.Add({session.ns, session.form, *prefix_id}, &session.indexed.back());
-    }
-  }
-
-  uint64_t TokensOf(const PrefixIndex::Link& link) const {
-    return (uint64_t{link.page} + 1) * page_tokens_;
-  }
-
-  // One link for each form that is held, longest first.
-  std::vector<const PrefixIndex::Link*> FindHeld(const std::string& ns,
-                                                 absl::Span<const Digest> ids) const {
-    std::vector<const PrefixIndex::Link*> held;
-    const auto space = namespaces_.find(ns);
-    if (space == namespaces_.end()) return held;
-    for (uint32_t form = 0; form < forms_.size(); ++form) {
-      const auto* link = index_.FindLongest(space->second.number, form, ids);
-      if (link != nullptr) held.push_back(link);
-    }
-    std::sort(held.begin(), held.end(), [](const auto* a, const auto* b) {
-      if (a->page != b->page) return a->page > b->page;
-      const SessionTraits &x = *a->session->traits, &y = *b->session->traits;
-      return std::tie(x.codec, x.quality) < std::tie(y.codec, y.quality);
-    });
-    return held;
-  }
-
-  absl::StatusOr<ReadPlan> Plan(const Session& session, uint64_t tokens, uint64_t begin,
-                                uint64_t end) const {
+  // A plan of [begin, end) of chains that hold `tokens`. `lock` is let go.
+  absl::StatusOr<ReadPlan> Open(ReadPlan plan,
+                                const std::vector<std::pair<const ShardForm*, PageNode*>>& shards,
+                                uint64_t tokens, uint64_t begin, uint64_t end,
+                                std::unique_lock<std::mutex>* lock) {
     const uint64_t last = end == 0 ? tokens : end;
     if (begin >= last || last > tokens) {
       return absl::OutOfRangeError(
           absl::StrCat("tokens ", begin, " to ", end == 0 ? "the end" : absl::StrCat(end),
                        begin >= last ? ": an empty range; " : ": ", "session '",
-                       absl::CHexEscape(session.key.id), "' has ", tokens, " visible tokens"));
+                       absl::CHexEscape(plan.stat.key.id), "' has ", tokens, " visible tokens"));
     }
-    ReadPlan plan;
-    plan.stat = session.Stat();
     plan.token_begin = begin;
     plan.token_end = last;
-    for (const auto& [index, chain] : session.shards) {
+    std::vector<std::vector<PageNode*>> nodes;
+    bool all_here = true;
+    for (const auto& [form, head] : shards) {
+      ShardChain chain;
+      chain.head = head;
+      nodes.push_back(state_.Nodes(chain, begin, last));
+      state_.tree.Touch(nodes.back().back());
       ReadPlan::Shard shard;
-      shard.shard = index;
-      shard.label = chain.label;
-      const auto first = chain.chunks.begin();
-      shard.chunks.assign(first + begin / page_tokens_, first + (last - 1) / page_tokens_ + 1);
+      shard.shard = form->shard;
+      shard.label = form->label;
+      for (const PageNode* n : nodes.back()) {
+        all_here = all_here && n->chunk != nullptr;
+        shard.chunks.push_back(n->chunk);
+      }
       plan.shards.push_back(std::move(shard));
     }
+    if (all_here) {
+      lock->unlock();
+      return plan;
+    }
+    // A hold of the last keeps those before it.
+    for (const auto& list : nodes) state_.tree.Hold(list.back());
+    lock->unlock();
+    absl::Status status;
+    for (size_t i = 0; i < nodes.size() && status.ok(); ++i) {
+      auto chunks = Fetch(&state_, plan.stat.key, nodes[i]);
+      status = chunks.status();
+      if (status.ok()) plan.shards[i].chunks = *std::move(chunks);
+    }
+    Graveyard dead;
+    lock->lock();
+    for (const auto& list : nodes) state_.tree.Unhold(list.back(), &dead);
+    lock->unlock();
+    if (!status.ok()) return status;
     return plan;
   }
 
-  const uint64_t page_tokens_;
-  const SessionStoreOptions options_;
-
-  mutable std::mutex mutex_;
-  std::map<std::string, Namespace> namespaces_;  // those that hold sessions
-  uint64_t session_count_ = 0;
-  uint64_t next_number_ = 0;  // namespaces' numbers and incarnations: never used twice
-  std::vector<std::pair<std::string, std::string>> forms_;  // codec and quality, ever seen
-  std::set<std::pair<absl::Time, Session*>> expiry_;        // sessions with a ttl
-  ChunkTable table_;
-  PrefixIndex index_;
+  StoreState state_;
+  Saver saver_;
 };
 
 SessionStore::SessionStore(int page_tokens, SessionStoreOptions options)
     : impl_(std::make_unique<Impl>(page_tokens, std::move(options))) {}
-SessionStore::~SessionStore() = default;
+SessionStore::~SessionStore() { Stop(); }
 
+absl::StatusOr<RestoreReport> SessionStore::Restore() { return impl_->saver().Restore(); }
+void SessionStore::Start() { impl_->saver().Start(); }
+void SessionStore::Stop() { impl_->saver().Stop(); }
+bool SessionStore::Save() { return impl_->saver().Save(); }
 absl::Status SessionStore::Create(const SessionKey& key, const SessionTraits* traits,
                                   absl::Duration ttl, std::map<std::string, std::string> labels) {
   return impl_->Create(key, traits, ttl, std::move(labels));
@@ -474,6 +651,41 @@ std::vector<SessionStat> SessionStore::List(const std::string& ns, const std::st
 }
 absl::StatusOr<uint64_t> SessionStore::Delete(const SessionKey& key) { return impl_->Delete(key); }
 int SessionStore::Expire(absl::Time now) { return impl_->Expire(now); }
+absl::StatusOr<SessionStat> SessionStore::Fork(const SessionKey& from, const SessionKey& to,
+                                               uint64_t tokens, absl::Duration ttl,
+                                               std::map<std::string, std::string> labels) {
+  return impl_->Fork(from, to, tokens, ttl, std::move(labels));
+}
+absl::StatusOr<SessionStat> SessionStore::Rewind(const SessionKey& key, uint64_t tokens,
+                                                 uint64_t expected_version) {
+  return impl_->Rewind(key, tokens, expected_version);
+}
+absl::StatusOr<SessionStat> SessionStore::Update(const SessionKey& key, const Change& change) {
+  return impl_->Update(key, change);
+}
+void SessionStore::WhenDurable(const SessionKey& key, std::function<void(absl::Status)> done) {
+  impl_->saver().WhenDurable(key, std::move(done));
+}
+absl::StatusOr<Lease> SessionStore::LeaseSession(const SessionKey& key, absl::Duration duration) {
+  return impl_->LeaseSession(key, duration);
+}
+absl::StatusOr<Lease> SessionStore::LeasePrefix(const std::string& ns,
+                                                absl::Span<const Digest> prefix_ids,
+                                                absl::Duration duration) {
+  return impl_->LeasePrefix(ns, prefix_ids, duration);
+}
+absl::StatusOr<Lease> SessionStore::RenewLease(const std::string& id, absl::Duration duration) {
+  return impl_->RenewLease(id, duration);
+}
+bool SessionStore::ReleaseLease(const std::string& id) { return impl_->ReleaseLease(id); }
+uint64_t SessionStore::MakeRoom(uint64_t bytes) { return impl_->MakeRoom(bytes); }
+absl::Status SessionStore::CheckQuota(const std::string& ns, uint64_t bytes) const {
+  return impl_->CheckQuota(ns, bytes);
+}
+std::pair<uint64_t, uint64_t> SessionStore::Scrub(uint64_t bytes) {
+  return impl_->saver().Scrub(bytes);
+}
+uint64_t SessionStore::ChunksOf(const Digest& profile) const { return impl_->ChunksOf(profile); }
 StoreUsage SessionStore::Usage() const { return impl_->Usage(); }
 
 }  // namespace kvcask

@@ -5,9 +5,15 @@
 // kChunkTokens tokens at a multiple of that; all chunks of a chain but the last are whole
 // pages. Chunks with the same key in one namespace are kept once.
 //
+// Pages are a tree (page_tree.h): a fork or rewind copies nothing and costs O(log pages). When
+// host memory is full, pages go by eviction.h from the ends of sessions: to the tier below
+// when there is one (tier.h), for good when there is none. Never those that are pinned,
+// leased or being read.
+//
 // Thread-safe. Nothing it returns is invalidated by later calls: reads hold references.
-// One mutex; a commit or delete costs O(its chunks), a stat O(shards), a lookup
-// O(forms * log pages). Bytes are freed after the mutex is let go.
+// One mutex; a commit or delete costs O(its chunks), a stat O(its own pages), a lookup
+// O(forms * log pages). Bytes are freed, and the tier is read and written, after the mutex is
+// let go.
 #pragma once
 
 #include <absl/status/status.h>
@@ -32,6 +38,8 @@ namespace kvcask {
 using Digest = std::array<uint8_t, 32>;
 using ChunkBytes = std::vector<uint8_t>;
 
+class Tier;
+
 // One chunk as the pipeline hands it over.
 struct NewChunk {
   uint64_t token_begin = 0;  // in the session; a multiple of the page
@@ -41,20 +49,16 @@ struct NewChunk {
   double predicted_kld = -1;  // < 0: none
   // Whole pages of sessions with token ids. A digest over the page's token ids and the
   // prefix_id before it, so that who holds page i by it holds all pages before.
+  // Chunks of equal namespace, traits, shard (with its label), prefix_id, tokens and raw_bytes
+  // are interchangeable: one of them is kept.
   std::optional<Digest> prefix_id;
-  // For sharing: chunks of equal key, tokens and raw_bytes are interchangeable.
-  std::optional<Digest> key;
-  std::shared_ptr<const void> pin;  // kept alive as long as the chunk (its profile)
 };
 
-// A chunk in the store. Immutable.
+// A chunk in host memory. Immutable.
 struct StoredChunk {
   uint64_t token_begin = 0;
   uint32_t tokens = 0;
   ChunkBytes bytes;
-  uint64_t raw_bytes = 0;
-  double predicted_kld = -1;
-  std::shared_ptr<const void> pin;
   Reservation reservation;
 };
 using ChunkRef = std::shared_ptr<const StoredChunk>;
@@ -76,8 +80,11 @@ struct SessionTraits {
   Digest profile{};   // fingerprint, or zeros
   uint64_t first_position = 0;
   uint32_t shard_count = 1;
-  // What the pipeline needs to decode (geometry, profile); opaque here.
+  // What the pipeline needs to decode (geometry, profile); opaque here. Kept alive as long as
+  // a session or chunk of these traits.
   std::shared_ptr<const void> attachment;
+  // From which a restart makes the attachment again; opaque, kept with the tier.
+  std::string descriptor;
 };
 
 struct CommitRequest {
@@ -139,6 +146,12 @@ struct SessionStat {
   absl::Duration ttl;  // zero: none
   std::map<std::string, std::string> labels;
   std::vector<ShardState> shards;
+  bool pinned = false;
+  uint64_t evicted_tokens = 0;  // that eviction took from its end
+  bool durable = false;         // the tier below has its latest state
+  uint64_t host_bytes = 0;      // of stored_bytes, in host memory; only Stat fills it in
+  // [begin, end) whose chunks were found corrupt: gone. Only Stat fills them in.
+  std::vector<std::pair<uint64_t, uint64_t>> lost;
 };
 
 // What a writer needs before its first byte.
@@ -146,6 +159,7 @@ struct ShardSnapshot {
   uint64_t version = 0;
   uint64_t tokens = 0;
   ChunkRef tail;  // the chunk of the last, incomplete page; null: none
+  uint32_t tail_tokens = 0;  // that are this shard's: after a fork or rewind, less than it has
   bool sealed = false;
   std::optional<Digest> last_prefix_id;  // of the last whole page; none: no pages yet
   uint64_t incarnation = 0;              // of the session; 0: there is none yet
@@ -167,12 +181,48 @@ struct HeldPrefix {
   std::string codec, quality;
   uint64_t tokens = 0;
   uint64_t stored_bytes = 0;
+  uint64_t raw_bytes = 0;
+  uint64_t host_bytes = 0;  // of stored_bytes, in host memory; the rest is on disk
+};
+
+// While it lasts, what it was granted for is neither evicted nor deleted with its session.
+struct Lease {
+  std::string id;  // 32 hex digits, unguessable
+  absl::Time expires;
+  uint64_t tokens = 0;
 };
 
 struct StoreUsage {
   uint64_t sessions = 0;
   uint64_t chunks = 0;        // each once
-  uint64_t stored_bytes = 0;  // each once
+  uint64_t stored_bytes = 0;  // each once, wherever they are
+  uint64_t host_bytes = 0;
+  uint64_t disk_chunks = 0, disk_bytes = 0;
+  uint64_t leases = 0;
+  uint64_t lost_chunks = 0;
+  uint64_t evicted_chunks = 0, evicted_bytes = 0;    // for good, since the start
+  uint64_t demoted_chunks = 0, promoted_chunks = 0;  // host to disk and back
+  uint64_t unsaved_sessions = 0;                     // wait for the tier
+  uint64_t tier_errors = 0;                          // rounds of writing that failed
+};
+
+struct NamespaceQuota {
+  uint64_t max_bytes = 0;     // each chunk once; 0: no limit
+  uint64_t max_sessions = 0;  // 0: no limit
+};
+
+// How far an acknowledged durable commit survives.
+enum class SyncPolicy {
+  kCommit,    // each waits for fsync; those that wait together share one
+  kInterval,  // each waits for the next fsync, every sync_interval
+  kNever,     // it has left this process: a kill, not a power failure
+};
+
+struct RestoreReport {
+  uint64_t sessions = 0, chunks = 0;
+  uint64_t dropped_sessions = 0;  // whose records were unreadable or whose codec is gone
+  uint64_t dropped_chunks = 0;    // that no session needs
+  std::vector<std::string> problems;
 };
 
 // Of each shard: results of older puts are forgotten, and a repeat of one is then refused
@@ -183,12 +233,34 @@ struct SessionStoreOptions {
   // Names, labels and put_ids are outside the byte budget: at most some KB a session.
   uint64_t max_sessions = 250'000;
   std::function<absl::Time()> now = absl::Now;
+  uint64_t max_leases = 100'000;
+  absl::Duration max_lease = absl::Hours(1);
+  std::function<NamespaceQuota(const std::string& ns)> quota;  // null: no limits
+
+  // Without a tier, and with `evict`, MakeRoom takes from the ends of sessions; with a tier,
+  // it takes what the tier has too. `evict` is also what happens when the tier is full.
+  bool evict = true;
+  Tier* tier = nullptr;          // borrowed
+  uint64_t tier_bytes = 0;       // the tier's budget for chunks; 0: no limit
+  ByteBudget* budget = nullptr;  // for what comes back from the tier
+  SyncPolicy sync = SyncPolicy::kCommit;
+  absl::Duration sync_interval = absl::Milliseconds(100);
+  // Makes a session's attachment after a restart, from traits.descriptor.
+  std::function<absl::StatusOr<std::shared_ptr<const void>>(const SessionTraits&)> attach;
 };
 
 class SessionStore {
  public:
   explicit SessionStore(int page_tokens, SessionStoreOptions options = {});
-  ~SessionStore();
+  ~SessionStore();  // Stop()
+
+  // Takes up what the tier holds. Once, before anything else.
+  absl::StatusOr<RestoreReport> Restore();
+  // A thread that saves to the tier; without it, Save does.
+  void Start();
+  void Stop();
+  // Saves all that changed since the last call, and what waits for it; false: nothing to do.
+  bool Save();
 
   // ALREADY_EXISTS when there is one. RESOURCE_EXHAUSTED: max_sessions. traits null: the
   // first commit says.
@@ -221,6 +293,50 @@ class SessionStore {
   // OUT_OF_RANGE as OpenRead, of the prefix.
   absl::StatusOr<ReadPlan> OpenPrefix(const std::string& ns, absl::Span<const Digest> prefix_ids,
                                       uint64_t begin, uint64_t end) const;
+
+  // --- over a session's life
+
+  // `to` becomes a session of its own with the first `tokens` tokens of `from`, and shares
+  // them: O(log pages), nothing is copied. It is unsealed. ALREADY_EXISTS, NOT_FOUND,
+  // OUT_OF_RANGE (more than are visible), RESOURCE_EXHAUSTED as Commit.
+  absl::StatusOr<SessionStat> Fork(const SessionKey& from, const SessionKey& to, uint64_t tokens,
+                                   absl::Duration ttl, std::map<std::string, std::string> labels);
+  // Cuts every shard back to `tokens` and unseals it. Every shard's version grows: writers
+  // under way get ABORTED. ABORTED when expected_version is neither 0 nor the sum of the
+  // shards' versions; OUT_OF_RANGE when more than are visible.
+  absl::StatusOr<SessionStat> Rewind(const SessionKey& key, uint64_t tokens,
+                                     uint64_t expected_version);
+  struct Change {
+    std::optional<bool> pinned;         // pinned: neither evicted nor expired
+    std::optional<absl::Duration> ttl;  // from now on
+    std::optional<std::map<std::string, std::string>> labels;
+  };
+  absl::StatusOr<SessionStat> Update(const SessionKey& key, const Change& change);
+
+  // `done` is called once, from any thread: OK when the tier holds all that the session is
+  // now, as far as the sync policy says. UNIMPLEMENTED: there is no tier.
+  void WhenDurable(const SessionKey& key, std::function<void(absl::Status)> done);
+
+  // --- leases. RESOURCE_EXHAUSTED: max_leases.
+  absl::StatusOr<Lease> LeaseSession(const SessionKey& key, absl::Duration duration);
+  // On the longest of Lookup.
+  absl::StatusOr<Lease> LeasePrefix(const std::string& ns, absl::Span<const Digest> prefix_ids,
+                                    absl::Duration duration);
+  absl::StatusOr<Lease> RenewLease(const std::string& id, absl::Duration duration);
+  bool ReleaseLease(const std::string& id);  // false: there was none
+
+  // --- space
+
+  // Frees host memory until `bytes` of the budget given at construction are free, or nothing
+  // more may go. Bytes freed; some may be freed only when readers end.
+  uint64_t MakeRoom(uint64_t bytes);
+  // RESOURCE_EXHAUSTED names the limit of the namespace that `bytes` more would pass.
+  absl::Status CheckQuota(const std::string& ns, uint64_t bytes) const;
+  // Reads the next chunks of the tier, `bytes` or one at least, checking them; corrupt ones
+  // are lost from then on. Chunks checked and found corrupt; {0, 0}: there are none.
+  std::pair<uint64_t, uint64_t> Scrub(uint64_t bytes);
+  // Chunks whose traits have this profile.
+  uint64_t ChunksOf(const Digest& profile) const;
 
   absl::StatusOr<SessionStat> Stat(const SessionKey& key) const;
   // Up to `limit` sessions with ids greater than `after`, in order.

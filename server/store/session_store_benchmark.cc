@@ -54,7 +54,7 @@ CommitRequest Run(uint64_t session, uint64_t pages) {
     c.tokens = kPage;
     c.bytes.resize(kChunkBytes);
     c.raw_bytes = 1000;
-    c.prefix_id = c.key = ids[p];
+    c.prefix_id = ids[p];
     r.chunks.push_back(std::move(c));
   }
   return r;

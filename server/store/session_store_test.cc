@@ -46,7 +46,14 @@ class StoreTest : public testing::Test {
 
   ByteBudget budget{100000};  // outlives the store, as it must
   absl::Time now = absl::FromUnixSeconds(1'000'000);
-  SessionStore store{kPage, {1000, [this] { return now; }}};
+  SessionStore store{kPage, Options()};
+
+  SessionStoreOptions Options() {
+    SessionStoreOptions o;
+    o.max_sessions = 1000;
+    o.now = [this] { return now; };
+    return o;
+  }
 };
 
 // --- chains
@@ -184,7 +191,6 @@ TEST_F(StoreTest, MalformedRunsAreRefusedAndLeaveNothing) {
   refusals.push_back(Refusal(with([](auto& r) { r.tokens = 13; })));
   refusals.push_back(Refusal(with([](auto& r) { r.tokens = 0; })));
   refusals.push_back(Refusal(with([](auto& r) { r.chunks.clear(); })));
-  refusals.push_back(Refusal(with([](auto& r) { r.chunks[2].key = Digested("x"); })));
   refusals.push_back(Refusal(with([](auto& r) { r.chunks[2].prefix_id = Digested("x"); })));
   refusals.push_back(Refusal(with([](auto& r) { r.shard = 1; })));
   refusals.push_back(Refusal(with([](auto& r) { r.traits.shard_count = 0; })));
@@ -405,7 +411,7 @@ TEST_F(StoreTest, EqualPrefixesAreStoredOnceInANamespace) {
   EXPECT_EQ(budget.used(), 0u);
 }
 
-TEST_F(StoreTest, OneKeyForDifferentThingsIsNotShared) {
+TEST_F(StoreTest, OneNameForDifferentThingsIsNotShared) {
   Commit(MakeRun(kA, Sequence(0, 4)));
   CommitRequest partial = MakeRun(kB, Sequence(0, 4));
   partial.chunks[0].raw_bytes -= 10;  // sliding layers left tokens out
@@ -419,29 +425,17 @@ TEST_F(StoreTest, OneKeyForDifferentThingsIsNotShared) {
   EXPECT_EQ(store.Usage().chunks, 1u);
 }
 
-TEST_F(StoreTest, OneSessionMayHoldAChunkTwice) {
-  CommitRequest r = MakeRun(kA, Sequence(0, 4), 0, 0, Traits("int8", 2), 0);
-  const Digest key = *r.chunks[0].key;
-  Commit(std::move(r));
-  CommitRequest same = MakeRun(kA, Sequence(0, 4), 0, 0, Traits("int8", 2), 1);
-  same.chunks[0].key = key;
-  Commit(std::move(same));
-  EXPECT_EQ(store.Usage().chunks, 1u);
-  EXPECT_GT(*store.Delete(kA), 0u);
-  EXPECT_EQ(store.Usage().stored_bytes, 0u);
-}
-
-TEST_F(StoreTest, PinsLiveAsLongAsTheirChunks) {
-  auto pin = std::make_shared<int>(1);
+TEST_F(StoreTest, AttachmentsLiveAsLongAsWhatNeedsThem) {
+  auto attachment = std::make_shared<int>(1);
   CommitRequest r = MakeRun(kA, Sequence(0, 8));
-  for (auto& c : r.chunks) c.pin = pin;
+  r.traits.attachment = attachment;
   Commit(std::move(r));
-  EXPECT_EQ(pin.use_count(), 3);
+  EXPECT_EQ(attachment.use_count(), 2);
   auto plan = store.OpenRead(kA, 0, 4);
   ASSERT_TRUE(store.Delete(kA).ok());
-  EXPECT_EQ(pin.use_count(), 2);
-  plan->shards.clear();
-  EXPECT_EQ(pin.use_count(), 1);
+  EXPECT_EQ(attachment.use_count(), 2);  // the plan's
+  plan->stat.traits.attachment = nullptr;
+  EXPECT_EQ(attachment.use_count(), 1);
 }
 
 // --- lookup

@@ -68,7 +68,6 @@ inline std::vector<NewChunk> Chunks(const Tokens& all, uint64_t begin, const Ses
     if (ids && whole) {
       const Digest& id = prefix_ids[b / kPage];
       c.prefix_id = id;
-      c.key = Digested(text + std::string(id.begin(), id.end()));
     }
     chunks.push_back(std::move(c));
   }

@@ -1,0 +1,147 @@
+#include "server/store_setup.h"
+
+#include <absl/strings/str_cat.h>
+#include <openssl/rand.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "codec/base/crc32c.h"
+#include "server/log/log.h"
+#include "server/pipeline/pipeline.h"
+#include "server/store/disk_tier.h"
+
+namespace kvcask {
+namespace {
+
+constexpr char kSecretKey[] = "H";
+
+uint32_t Checksum(const std::array<uint8_t, 32>& secret) { return Crc32c(secret); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tier>> OpenTier(const Config& config) {
+  if (config.disk_path.empty()) return std::unique_ptr<Tier>();
+  DiskTierOptions options;
+  options.path = config.disk_path;
+  std::string warning;
+  options.warning = &warning;
+  auto tier = OpenDiskTier(options);
+  if (!warning.empty()) Log(LogLevel::kError, "disk tier damaged", {{"problem", warning}});
+  return tier;
+}
+
+absl::StatusOr<std::array<uint8_t, 32>> HashSecret(Tier* tier) {
+  std::array<uint8_t, 32> secret{};
+  bool found = false;
+  if (tier != nullptr) {
+    absl::Status s = tier->ForEach(kSecretKey, [&](absl::string_view, absl::string_view value) {
+      uint32_t crc = 0;
+      if (value.size() == secret.size() + sizeof crc) {
+        std::memcpy(secret.data(), value.data(), secret.size());
+        std::memcpy(&crc, value.data() + secret.size(), sizeof crc);
+        found = crc == Checksum(secret);
+      }
+      // Another secret would make every stored prefix unfindable: better to be told.
+      return found ? absl::OkStatus()
+                   : absl::DataLossError("the disk tier's hashing secret is damaged");
+    });
+    if (!s.ok()) return s;
+  }
+  if (found) return secret;
+  if (RAND_bytes(secret.data(), static_cast<int>(secret.size())) != 1) {
+    return absl::InternalError("no random bytes from the system");
+  }
+  if (tier != nullptr) {
+    const uint32_t crc = Checksum(secret);
+    std::string value(secret.begin(), secret.end());
+    value.append(reinterpret_cast<const char*>(&crc), sizeof crc);
+    Tier::Records records;
+    records.puts.emplace_back(kSecretKey, std::move(value));
+    if (absl::Status s = tier->Apply(records, true); !s.ok()) return s;
+  }
+  return secret;
+}
+
+SessionStoreOptions StoreOptions(const Config& config, Tier* tier, ByteBudget* budget,
+                                 const ProfileRegistry* profiles) {
+  SessionStoreOptions o;
+  o.now = SteadyNow;
+  o.evict = config.eviction == "on";
+  o.tier = tier;
+  o.tier_bytes = config.disk_budget_bytes;
+  o.budget = budget;
+  o.sync = config.disk_sync == "commit"     ? SyncPolicy::kCommit
+           : config.disk_sync == "interval" ? SyncPolicy::kInterval
+                                            : SyncPolicy::kNever;
+  o.sync_interval = config.disk_sync_interval;
+  if (!config.quotas.empty()) {
+    o.quota = [quotas = config.quotas](const std::string& ns) {
+      auto it = quotas.find(ns);
+      if (it == quotas.end()) it = quotas.find("*");
+      if (it == quotas.end()) return NamespaceQuota{};
+      return NamespaceQuota{it->second.max_bytes, it->second.max_sessions};
+    };
+  }
+  o.attach = [profiles](const SessionTraits& traits) {
+    return RestoreAttachment(traits, *profiles);
+  };
+  return o;
+}
+
+std::vector<Metrics::Sources::Value> StoreMetrics(const SessionStore& store, uint64_t scrubbed,
+                                                  uint64_t corrupt) {
+  const StoreUsage u = store.Usage();
+  const auto number = [](uint64_t n) { return static_cast<double>(n); };
+  return {
+      {"kvcask_host_bytes", "Bytes of chunks in host memory.", number(u.host_bytes)},
+      {"kvcask_disk_bytes", "Bytes of chunks on disk.", number(u.disk_bytes)},
+      {"kvcask_disk_chunks", "Chunks on disk.", number(u.disk_chunks)},
+      {"kvcask_leases", "Leases that last.", number(u.leases)},
+      {"kvcask_lost_chunks", "Chunks found corrupt, of sessions that are still there.",
+       number(u.lost_chunks)},
+      {"kvcask_unsaved_sessions", "Sessions that changed since they were saved to disk.",
+       number(u.unsaved_sessions)},
+      {"kvcask_evicted_chunks_total", "Chunks that went for good, for room.",
+       number(u.evicted_chunks)},
+      {"kvcask_evicted_bytes_total", "Their bytes.", number(u.evicted_bytes)},
+      {"kvcask_demoted_chunks_total", "Chunks that left host memory for disk.",
+       number(u.demoted_chunks)},
+      {"kvcask_promoted_chunks_total", "Chunks that came back from disk.",
+       number(u.promoted_chunks)},
+      {"kvcask_disk_errors_total", "Rounds of saving to disk that failed.", number(u.tier_errors)},
+      {"kvcask_scrubbed_chunks_total", "Chunks on disk that the scrubber checked.",
+       number(scrubbed)},
+      {"kvcask_scrub_corrupt_chunks_total", "Chunks that it found corrupt.", number(corrupt)},
+  };
+}
+
+Scrubber::Scrubber(SessionStore* store, uint64_t bytes_per_second)
+    : thread_([this, store, bytes_per_second] {
+        auto next = std::chrono::steady_clock::now();
+        while (!stop_) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(100));
+          if (std::chrono::steady_clock::now() < next) continue;
+          const auto [checked, corrupt] = store->Scrub(std::max<uint64_t>(bytes_per_second, 1));
+          checked_ += checked;
+          corrupt_ += corrupt;
+          if (corrupt > 0) {
+            Log(LogLevel::kError, "corrupt chunks on disk", {{"count", corrupt}});
+          }
+          next = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+        }
+      }) {}
+
+Scrubber::~Scrubber() {
+  stop_ = true;
+  thread_.join();
+}
+
+absl::Time SteadyNow() {
+  static const absl::Time start = absl::Now();
+  static const auto steady = std::chrono::steady_clock::now();
+  return start + absl::FromChrono(std::chrono::steady_clock::now() - steady);
+}
+
+}  // namespace kvcask
