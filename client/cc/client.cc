@@ -291,6 +291,14 @@ absl::StatusOr<v1::LookupResponse> Client::Lookup(const v1::PrefixRef& prefix,
   });
 }
 
+absl::StatusOr<v1::LookupResponse> Client::Lookup(const v1::LookupRequest& request,
+                                                  const CallOptions& call) {
+  const bool retry = request.lease_seconds() == 0;
+  return impl_->Unary<v1::LookupResponse>(call, retry, [&](auto* context, auto* response) {
+    return impl_->cache->Lookup(context, request, response);
+  });
+}
+
 absl::StatusOr<v1::Session> Client::CreateSession(const v1::CreateSessionRequest& request,
                                                   const CallOptions& call) {
   return impl_->Unary<v1::Session>(call, false, [&](auto* context, auto* response) {
@@ -334,6 +342,58 @@ absl::StatusOr<v1::DeleteSessionResponse> Client::DeleteSession(const v1::Sessio
       call, allow_missing, [&](auto* context, auto* response) {
         return impl_->sessions->DeleteSession(context, request, response);
       });
+}
+
+absl::StatusOr<v1::Session> Client::ForkSession(const v1::ForkSessionRequest& request,
+                                                const CallOptions& call) {
+  return impl_->Unary<v1::Session>(call, false, [&](auto* context, auto* response) {
+    return impl_->sessions->ForkSession(context, request, response);
+  });
+}
+
+absl::StatusOr<v1::Session> Client::RewindSession(const v1::RewindSessionRequest& request,
+                                                  const CallOptions& call) {
+  return impl_->Unary<v1::Session>(call, false, [&](auto* context, auto* response) {
+    return impl_->sessions->RewindSession(context, request, response);
+  });
+}
+
+absl::StatusOr<v1::Session> Client::UpdateSession(const v1::UpdateSessionRequest& request,
+                                                  const CallOptions& call) {
+  return impl_->Unary<v1::Session>(call, true, [&](auto* context, auto* response) {
+    return impl_->sessions->UpdateSession(context, request, response);
+  });
+}
+
+absl::StatusOr<v1::Lease> Client::AcquireLease(const v1::SessionRef& ref, absl::Duration duration,
+                                               const CallOptions& call) {
+  v1::AcquireLeaseRequest request;
+  *request.mutable_session() = ref;
+  request.set_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(duration)));
+  return impl_->Unary<v1::Lease>(call, false, [&](auto* context, auto* response) {
+    return impl_->sessions->AcquireLease(context, request, response);
+  });
+}
+
+absl::StatusOr<v1::Lease> Client::RenewLease(const std::string& lease_id, absl::Duration duration,
+                                             const CallOptions& call) {
+  v1::RenewLeaseRequest request;
+  request.set_lease_id(lease_id);
+  request.set_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(duration)));
+  return impl_->Unary<v1::Lease>(call, true, [&](auto* context, auto* response) {
+    return impl_->sessions->RenewLease(context, request, response);
+  });
+}
+
+absl::StatusOr<bool> Client::ReleaseLease(const std::string& lease_id, const CallOptions& call) {
+  v1::ReleaseLeaseRequest request;
+  request.set_lease_id(lease_id);
+  auto answer =
+      impl_->Unary<v1::ReleaseLeaseResponse>(call, true, [&](auto* context, auto* response) {
+        return impl_->sessions->ReleaseLease(context, request, response);
+      });
+  if (!answer.ok()) return answer.status();
+  return answer->released();
 }
 
 absl::StatusOr<v1::Profile> Client::AddProfile(ConstBytes file, const CallOptions& call) {

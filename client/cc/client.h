@@ -100,6 +100,9 @@ class Client {
   absl::StatusOr<GetStream> OpenGet(const v1::GetRequest& request, const CallOptions& call = {});
   absl::StatusOr<v1::LookupResponse> Lookup(const v1::PrefixRef& prefix,
                                             const CallOptions& call = {});
+  // With a lease on what is found, when lease_seconds is set. Not retried then.
+  absl::StatusOr<v1::LookupResponse> Lookup(const v1::LookupRequest& request,
+                                            const CallOptions& call = {});
 
   // ---- sessions
   absl::StatusOr<v1::Session> CreateSession(const v1::CreateSessionRequest& request,
@@ -111,6 +114,18 @@ class Client {
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::SessionRef& ref,
                                                           bool allow_missing,
                                                           const CallOptions& call = {});
+  absl::StatusOr<v1::Session> ForkSession(const v1::ForkSessionRequest& request,
+                                          const CallOptions& call = {});
+  absl::StatusOr<v1::Session> RewindSession(const v1::RewindSessionRequest& request,
+                                            const CallOptions& call = {});
+  absl::StatusOr<v1::Session> UpdateSession(const v1::UpdateSessionRequest& request,
+                                            const CallOptions& call = {});
+  absl::StatusOr<v1::Lease> AcquireLease(const v1::SessionRef& ref, absl::Duration duration,
+                                         const CallOptions& call = {});
+  absl::StatusOr<v1::Lease> RenewLease(const std::string& lease_id, absl::Duration duration,
+                                       const CallOptions& call = {});
+  // Whether there was one.
+  absl::StatusOr<bool> ReleaseLease(const std::string& lease_id, const CallOptions& call = {});
 
   // ---- profiles
   // `file`: the bytes of a profile. Sent in pieces of 2 MiB.

@@ -53,6 +53,8 @@ void OnRun(CLI::App* command, Globals* globals, Body body) {
 void AddPutCommand(CLI::App* app, Globals* globals);
 void AddGetCommand(CLI::App* app, Globals* globals);
 void AddSessionCommands(CLI::App* app, Globals* globals);  // stat, ls, rm, lookup
+void AddSessionLifeCommands(CLI::App* app, Globals* globals);  // fork, rewind, update, lease
+nlohmann::json SessionJson(const v1::Session& session);
 void AddServerCommands(CLI::App* app, Globals* globals);   // info, codecs
 void AddTopCommand(CLI::App* app, Globals* globals);
 void AddProfileCommands(CLI::App* app, Globals* globals);  // profile add, ls, show, rm

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   AddPutCommand(&app, &globals);
   AddGetCommand(&app, &globals);
   AddSessionCommands(&app, &globals);
+  AddSessionLifeCommands(&app, &globals);
   AddServerCommands(&app, &globals);
   AddTopCommand(&app, &globals);
   AddProfileCommands(&app, &globals);

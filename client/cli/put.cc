@@ -19,7 +19,7 @@ struct PutArgs {
   std::string file, session, ns, model_id, extra_key, codec, profile, quality, put_id, tokens;
   std::vector<std::string> shards, labels;
   std::string shard_layers, shard_heads;
-  bool no_seal = false, layer_by_layer = false, json = false;
+  bool durable = false, no_seal = false, layer_by_layer = false, json = false;
   uint64_t expected_version = 0, ttl_seconds = 0;
 };
 
@@ -166,6 +166,7 @@ absl::Status Put(const Globals& globals, const PutArgs& args) {
   }
   view.planes = planes;
   v1::PutCommit commit;
+  if (args.durable) commit.set_durability(v1::DURABILITY_DISK);
   commit.set_seal(!args.no_seal && tokens->end() == file->tokens());
   PutRunOptions options;
   options.order = args.layer_by_layer ? PutOrder::kLayerMajor : PutOrder::kTokenMajor;
@@ -226,6 +227,7 @@ void AddPutCommand(CLI::App* app, Globals* globals) {
   c->add_option("--put-id", args->put_id, "Idempotency key (default: a random one)");
   c->add_option("--expected-version", args->expected_version,
                 "Fail with ABORTED when the shard's version is another");
+  c->add_flag("--durable", args->durable, "Answer when the daemon's disk has it, and not before");
   c->add_option("--ttl", args->ttl_seconds, "Seconds the session lives after its last commit");
   c->add_option("--label", args->labels, "KEY=VALUE, repeatable")->allow_extra_args(false);
   c->add_flag("--json", args->json, "Print the result as JSON");

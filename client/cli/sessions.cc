@@ -36,6 +36,8 @@ json ToJson(const v1::Session& s) {
                       {"tokens", shard.tokens()},
                       {"version", shard.version()}});
   }
+  json lost = json::array();
+  for (const v1::Range& r : s.lost()) lost.push_back({r.begin(), r.end()});
   return {{"session", s.ref().session_id()},
           {"namespace", s.ref().namespace_()},
           {"model_id", s.identity().model_id()},
@@ -59,6 +61,11 @@ json ToJson(const v1::Session& s) {
           {"labels", std::map<std::string, std::string>(s.labels().begin(), s.labels().end())},
           {"shards", shards},
           {"tier", s.tier()},
+          {"pinned", s.pinned()},
+          {"durable", s.durable()},
+          {"evicted_tokens", s.evicted_tokens()},
+          {"host_bytes", s.host_bytes()},
+          {"lost", lost},
           {"backend", s.backend()}};
 }
 
@@ -244,6 +251,7 @@ void AddRm(CLI::App* app, Globals* globals) {
 
 struct LookupArgs {
   std::string file, tokens, ns, model_id, extra_key;
+  uint64_t lease_seconds = 0;
   bool json = false;
 };
 
@@ -289,13 +297,18 @@ void AddLookup(CLI::App* app, Globals* globals) {
   c->add_option("--namespace", args->ns, "Namespace");
   c->add_option("--model-id", args->model_id, "Weights and revision (default: the file's)");
   c->add_option("--extra-key", args->extra_key, "LoRA, multimodal hash or salt");
+  c->add_option("--lease", args->lease_seconds,
+                "Seconds that what is found is kept from eviction; see 'kvcask lease'");
   c->add_flag("--json", args->json, "Print as JSON");
   OnRun(c, globals, [=]() -> absl::Status {
     const auto prefix = MakePrefix(*args);
     if (!prefix.ok()) return prefix.status();
     auto client = globals->Connect();
     if (!client.ok()) return client.status();
-    const auto found = client->Lookup(*prefix);
+    v1::LookupRequest request;
+    *request.mutable_prefix() = *prefix;
+    request.set_lease_seconds(args->lease_seconds);
+    const auto found = client->Lookup(request);
     if (!found.ok()) return found.status();
     if (args->json) {
       json held = json::array();
@@ -303,9 +316,15 @@ void AddLookup(CLI::App* app, Globals* globals) {
         held.push_back({{"codec", h.codec()},
                         {"quality", h.quality()},
                         {"tokens", h.tokens()},
-                        {"stored_bytes", h.stored_bytes()}});
+                        {"stored_bytes", h.stored_bytes()},
+                        {"disk_bytes", h.disk_bytes()},
+                        {"raw_bytes", h.raw_bytes()},
+                        {"decode_ms", h.decode_ms()}});
       }
-      PrintJson({{"tokens", found->tokens()}, {"asked", prefix->token_ids_size()}, {"held", held}});
+      PrintJson({{"tokens", found->tokens()},
+                 {"asked", prefix->token_ids_size()},
+                 {"held", held},
+                 {"lease_id", found->lease_id()}});
       return absl::OkStatus();
     }
     std::printf("%llu of %d tokens are stored\n", static_cast<unsigned long long>(found->tokens()),
@@ -314,12 +333,20 @@ void AddLookup(CLI::App* app, Globals* globals) {
       std::printf("  %-8s %-14s %8llu tokens %10s\n", Printable(h.codec()).c_str(),
                   Printable(h.quality()).c_str(), static_cast<unsigned long long>(h.tokens()),
                   HumanBytes(h.stored_bytes()).c_str());
+      if (h.disk_bytes() > 0) {
+        std::printf("    of which %s are on disk\n", HumanBytes(h.disk_bytes()).c_str());
+      }
+    }
+    if (!found->lease_id().empty()) {
+      std::printf("lease %s\n", Printable(found->lease_id()).c_str());
     }
     return absl::OkStatus();
   });
 }
 
 }  // namespace
+
+json SessionJson(const v1::Session& session) { return ToJson(session); }
 
 void AddSessionCommands(CLI::App* app, Globals* globals) {
   AddStat(app, globals);

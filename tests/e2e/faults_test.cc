@@ -79,7 +79,7 @@ TEST(FaultsTest, AHalfSentPutIsDroppedWhenNothingMoreComes) {
 }
 
 TEST(FaultsTest, ABudgetThatIsTooSmallRefusesAndSaysWhenToTryAgain) {
-  Daemon daemon({"--memory-budget", "4MiB"});
+  Daemon daemon({"--memory-budget", "4MiB", "--eviction", "off"});
   Client client = daemon.Connect();
   const auto put = PutExample(client, OpenOf("s", "raw"));
   EXPECT_EQ(put.status().code(), absl::StatusCode::kResourceExhausted) << put.status();
