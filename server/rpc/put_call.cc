@@ -91,6 +91,7 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
   void Touch() { activity_.store(absl::ToUnixNanos(absl::Now()), std::memory_order_relaxed); }
 
   absl::Status Handle(const v1::PutRequest& m, const Payload& payload) {
+    if (replaying_) return absl::OkStatus();  // the answer is on its way
     if (commit_) return Order("a message after commit");
     switch (m.message_case()) {
       case v1::PutRequest::kOpen:
@@ -140,6 +141,7 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
         End(absl::OkStatus());
         return absl::OkStatus();
       }
+      replaying_ = true;
       // Whether the first one had to be durable is not known: so it is made so.
       serving_->store->WhenDurable(key, [self = shared_from_this(), r](absl::Status s) {
         if (s.ok()) self->Send(r);
@@ -183,6 +185,7 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
     if (context_->IsCancelled()) {
       return End(absl::CancelledError("the client is gone"), "cancelled");
     }
+    if (replaying_) return;
     if (!commit_) {
       return End(WithReason(absl::InvalidArgumentError(
                                 "the stream ended without a commit; nothing was stored"),
@@ -270,6 +273,7 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
   grpc::ByteBuffer in_;
   std::shared_ptr<PutRun> run_;          // reads' thread
   std::optional<v1::PutCommit> commit_;  // reads' thread
+  bool replaying_ = false;               // reads' thread
 
   absl::Mutex mu_;
   std::deque<grpc::ByteBuffer> out_queue_ ABSL_GUARDED_BY(mu_);
