@@ -43,6 +43,10 @@ class GroupCoder {
   int first_plane(int layer) const { return first_plane_[layer - group_.layer_begin]; }
   int max_head_dim() const { return max_head_dim_; }
   float inverse_sigma(int row) const { return inverse_sigma_[row]; }
+  // [D][D], row r is L u_r, and L^-T u_r: what a backend of another memory copies.
+  absl::Span<const float> forward() const { return forward_; }
+  absl::Span<const float> inverse() const { return inverse_; }
+  absl::Span<const float> sketch() const { return sketch_; }  // [sketch_blocks][D]
 
   // y[r - row_begin][t] = U[r] . L^T x[t] for rows [row_begin, row_end), x = the centred vectors
   // [tokens][D]; y has rows of `stride`.

@@ -47,6 +47,9 @@ class TestCache {
   // Every element: random bits, NaN and infinity among them.
   void FillRandomBits(std::mt19937& rng);
 
+  // All of it, for tests that make it reachable from a device.
+  absl::Span<uint8_t> memory() { return absl::MakeSpan(memory_); }
+
   // Bytes that are no element are as they were made.
   bool PaddingIntact() const;
 

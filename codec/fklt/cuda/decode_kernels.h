@@ -1,0 +1,42 @@
+// Launches of the decoder's kernels, in this order; each returns cudaGetLastError's. All is
+// enqueued on the stream; nothing waits.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "codec/fklt/cuda/plan.h"
+
+namespace kvcask::fklt {
+
+// A run of a batch's tiles that share a table set.
+struct DecodeBatch {
+  const DecodeTileDesc* tiles;
+  int first_tile, tile_count;  // `tiles` and `states` begin at the first
+  const SegmentDesc* segments;  // of all tiles; they name tiles by their number in the whole batch
+  int first_segment, segment_count;
+  const DeviceGroup* groups;
+  const DeviceRope* ropes;
+  int rope_count, all_pairs;
+  int sinks;  // positions below are
+  DeviceTables tables;  // the set that all of the tiles use
+  TileState* states;
+  uint8_t* classes;
+  int16_t* symbols;
+};
+
+// Sines and cosines of every tile's positions: what rotated keys turn by. Tiles kept as received
+// turn by position_offset alone.
+cudaError_t LaunchAngles(const DecodeBatch& batch, int tokens, cudaStream_t stream);
+// Token classes: the order of tokens, the rows' places. A warp a tile.
+cudaError_t LaunchOpen(const DecodeBatch& batch, cudaStream_t stream);
+// The table of every symbol. A block for 32 rows of a tile.
+cudaError_t LaunchClasses(const DecodeBatch& batch, int rows, cudaStream_t stream);
+// rANS: a warp a segment. Bound for one segment: the chain of dependent steps.
+cudaError_t LaunchSegments(const DecodeBatch& batch, cudaStream_t stream);
+// Symbols to coordinates in fp16, zeros where a place has none. A block for 32 rows of a tile.
+cudaError_t LaunchDequantise(const DecodeBatch& batch, int rows, cudaStream_t stream);
+// Adds mu, turns keys, stores in the reader's layout; elements kept as received and 10-bit sinks
+// too. A block for a member of a tile.
+cudaError_t LaunchStore(const DecodeBatch& batch, int members, cudaStream_t stream);
+
+}  // namespace kvcask::fklt

@@ -1,0 +1,164 @@
+// What host and kernels share: a batch of tiles as plain data. The host fills it from tiles' headers
+// (checked there), the kernels from the token classes.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "codec/fklt/tile_layout.h"
+
+namespace kvcask::fklt {
+
+inline constexpr int kMaxRanges = 13;   // of rows with equally many places: one a step class
+inline constexpr int kTableSlots = 4096;
+inline constexpr int kAllTables = 43;   // the format's 42 and that of absent symbols
+inline constexpr int kAbsent = 42;
+
+// Of one rope: pairs (a, b) of dims / 2 frequencies.
+struct DeviceRope {
+  int style;  // RopeStyle
+  int pairs;
+  double scale;
+  const float* inv_freq;
+  int first_angle;  // of its pairs among all ropes' pairs
+};
+
+struct DeviceMember {
+  int offset, head_dim;
+  int plane;  // from the first plane of the group's layers
+  int layer;  // of the shard
+  int head;
+  int rope;   // -1: nothing to turn
+};
+
+struct DeviceGroup {
+  int dimensions;
+  int members;
+  const DeviceMember* member;
+  const float* mu;
+  const int16_t* sigma;
+  const float* inverse_sigma;
+  const float* sensitivity;  // b, c[leading], d[leading]
+  int leading;
+};
+
+// One table set, as kernels want it.
+struct DeviceTables {
+  const uint32_t* decode;   // [43][4096]: TableSet::decode()
+  const uint8_t* index;     // [40][4096]: number of the slot's symbol in its class
+  const uint32_t* entry;    // [40][256]: cum | frequency - 1 << 12 | symbol << 24
+  const uint8_t* shift;     // [43]
+  const float* centroids;   // [43][4]
+  const uint32_t* encode;   // [43][256]: TableSet::encode()
+  const uint32_t* multiplier;
+  int first_shifted;
+};
+
+struct DevicePlane {
+  uint8_t* data;
+  int64_t head_stride, token_stride, dim_stride;
+};
+
+// A tile to be decoded.
+struct DecodeTileDesc {
+  const uint8_t* bytes;  // of the tile, on the device
+  const DevicePlane* planes;
+  const int64_t* pages;  // null: one page
+  const uint32_t* positions;
+  __half* y;             // of the group's batch: [rows][y_stride], this tile's places from `column`
+  const __half* x;       // of the group's batch: [y_stride][dimensions]
+  float* angles;         // cosines, then sines: [tokens][all ropes' pairs] each
+  int64_t position_offset;
+  uint64_t symbols;      // of its first symbol in the batch's arrays
+  uint32_t segment_bytes;  // where the sinks begin: header and segments are before it
+  int mode;
+  int group;
+  uint32_t first_segment;
+  int tokens, coded;     // all, and those that are not sinks
+  int step_exponent, kcap;
+  int groups;            // of 32 symbols, as the header says
+  int rows;              // most coordinates that a token can have
+  int gemm_rows;         // of the group's batch: rows beyond this tile's are zero
+  int threshold;
+  int y_stride, column;
+  int page_tokens;
+  int source_dtype, dtype;
+  int token_begin, token_end, layer_begin, layer_end, first_plane;
+  float y_scale;
+};
+
+struct SegmentDesc {
+  uint32_t tile;
+  uint32_t at, bytes;      // in the tile
+  uint32_t first, symbols; // of the tile's symbols
+  int lanes;
+};
+
+// What kernels learn of a tile.
+struct TileState {
+  int failed;                         // 0: good; else a Failure
+  uint32_t x[32];                     // lanes of segment 0 after the token classes
+  uint32_t cursor;                    // its words
+  uint8_t token_at[kMaxTokens];       // by place, among the coded
+  uint8_t place_of[kMaxTokens];       // by coded token
+  int16_t terms[kMaxTokens];          // by place
+  float step[kMaxTokens];             // by place
+  uint32_t start[kMaxRanges + 1];     // first symbol of each range of rows
+  uint16_t row[kMaxRanges + 1];
+  uint16_t count[kMaxRanges + 1];     // places in each row of the range
+  int ranges;
+};
+
+// A tile to be encoded.
+struct EncodeTileDesc {
+  const DevicePlane* planes;  // of the group's layers
+  const int64_t* pages;       // null: one page
+  const uint32_t* positions;
+  const float* angles;        // cosines, then sines: [tokens][all ropes' pairs] each
+  __half* x;                  // of the group's batch: [columns][dimensions], from row `column`
+  const float* y;             // [gemm_rows + sketch rows][y_stride]
+  uint8_t* scratch;           // of its segments: kSegmentScratch bytes each
+  uint8_t* out;               // of its bytes; null: found too large or refused
+  uint64_t symbols;
+  uint32_t limit;             // most bytes of header and segments
+  int group, tokens, coded;
+  int dtype, page_tokens;
+  int step_exponent, table_set, threshold;
+  int gemm_rows;              // rows of y that are coordinates; then sketches of the rest
+  int kcap_most;              // no more coordinates than this class has
+  int y_stride, column;
+  int segments_most;
+  float y_scale;              // of y as the GEMM left it, to coordinates
+  float rounding, kappa, bf16_floor, largest_kld;
+};
+
+// What becomes of a tile.
+struct EncodeState {
+  int failed;          // an EncodeFailure
+  int groups, segments, groups_each;
+  uint32_t bytes;      // header and segments
+  float predicted;
+};
+
+enum EncodeFailure : int {
+  kEncoded = 0,
+  kOutOfRange,   // an element is not finite or outside fp16's range
+  kTooWide,      // an integer leaves 16 bits
+  kOverFloor,    // its certificate is over the profile's bound
+  kTooLong,      // not smaller than the raw form
+};
+
+inline constexpr uint32_t kSegmentScratch = 32768 + 512;
+inline constexpr int kEncodeWarps = 8;
+
+enum Failure : int {
+  kGood = 0,
+  kBrokenStates,
+  kEarlyEnd,
+  kWrongGroups,
+  kWrongEnd,
+  kStraySinkBits,
+};
+
+}  // namespace kvcask::fklt
