@@ -73,11 +73,18 @@ class PipelineTest : public ::testing::Test {
  protected:
   explicit PipelineTest(uint64_t budget = 64 << 20)
       : budget_(budget),
-        store_(kPageTokens),
+        store_(kPageTokens, NoEviction()),
         profiles_(&budget_),
         executor_(2),
         metrics_("test", "test", "cpu"),
         pipeline_(&store_, &budget_, &profiles_, &executor_, &metrics_, {}) {}
+
+  // A full budget refuses here; what eviction does is the store's tests'.
+  static SessionStoreOptions NoEviction() {
+    SessionStoreOptions o;
+    o.evict = false;
+    return o;
+  }
 
   PutParams Params(const Geometry& g, const std::string& id, uint64_t begin, uint32_t count) {
     PutParams p;
