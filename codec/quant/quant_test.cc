@@ -104,7 +104,10 @@ TEST(LloydMaxTest, EveryLevelIsTheMeanOfItsCellOnTheSphere) {
   double sum[4] = {}, count[4] = {}, error = 0;
   for (int round = 0; round < 200000; ++round) {
     double x[16], norm = 0;
-    for (double& v : x) norm += (v = normal(rng)) * v;
+    for (double& v : x) {
+      v = normal(rng);
+      norm += v * v;
+    }
     const double magnitude = std::fabs(x[0]) * std::sqrt(n / norm);
     int m = 0;
     while (m < 3 && magnitude >= book.thresholds[m + 1]) ++m;
