@@ -17,6 +17,7 @@
 
 #include "server/config/config.h"
 #include "server/metrics/metrics.h"
+#include "server/store_setup.h"
 
 namespace kvcask {
 namespace {
@@ -47,6 +48,10 @@ std::set<std::string> Families() {
   Metrics metrics("v", "c", "b");
   metrics.DeclareCodec("raw");  // families without series are not shown
   metrics.DeclareMethod("Put");
+  const SessionStore store(128);
+  Metrics::Sources sources;
+  sources.store = [&store] { return StoreMetrics(store, 0, 0); };
+  metrics.SetSources(std::move(sources));
   return Matches(metrics.Text(), "# HELP (kvcask_[a-z_]+) ");
 }
 

@@ -185,7 +185,7 @@ TEST_F(FakeServiceTest, StridedSourcesAreGathered) {
 
 TEST_F(FakeServiceTest, ReadsAreRetriedWhenTheDaemonIsUnavailable) {
   service_.failures_left = 2;
-  const auto found = client_->Lookup({});
+  const auto found = client_->Lookup(v1::LookupRequest());
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_EQ(found->tokens(), 7u);
   EXPECT_EQ(service_.lookups, 3);
@@ -193,7 +193,7 @@ TEST_F(FakeServiceTest, ReadsAreRetriedWhenTheDaemonIsUnavailable) {
 
 TEST_F(FakeServiceTest, RetriesEnd) {
   service_.failures_left = 1000;
-  EXPECT_EQ(client_->Lookup({}).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(client_->Lookup(v1::LookupRequest()).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(service_.lookups, 4);
 }
 

@@ -30,7 +30,9 @@ TEST(LatticeTest, EveryIndexIsAPointOfItsOwnAndNoOtherIs) {
       }
       // The sum of D4's and D8's points is even; a half more in eight dimensions adds four.
       ASSERT_EQ(sum % 4, 0);
-      if (kind == LatticeKind::kD4) ASSERT_EQ(twice[0] & 1, 0);
+      if (kind == LatticeKind::kD4) {
+        ASSERT_EQ(twice[0] & 1, 0);
+      }
       seen.insert(twice);
     }
     EXPECT_EQ(seen.size(), kind == LatticeKind::kD4 ? 4u * 4 * 4 * 4 / 2 : 65536u);

@@ -52,7 +52,9 @@ TEST(Fp8Test, RoundsToTheNearestOfAllNumbers) {
     for (int e = 0; e < 127; ++e) {
       const double here = std::fabs(E4m3ToFloat(found) - x), there = std::fabs(E4m3ToFloat(e) - x);
       ASSERT_LE(here, there) << x;
-      if (here == there && e != found) ASSERT_EQ(found % 2, 0) << "a tie goes to the even code";
+      if (here == there && e != found) {
+        ASSERT_EQ(found % 2, 0) << "a tie goes to the even code";
+      }
     }
     ASSERT_EQ(FloatToE4m3(-x), found | 0x80);
   }
@@ -135,8 +137,7 @@ TEST(UniformTest, ErrorsAreWithinHalfAScale) {
       for (size_t i = 0; i < x.size(); ++i) {
         const size_t at = i / 100 * shape.bytes() + i % 100 / group * 4;
         const float scale = F16ToFloat(LoadHalf(&bytes[at]));
-        ASSERT_LE(std::fabs(x[i] - y[i]),
-                  (.5 + 0x1p-15) * scale + 2 * 0x1p-23 * std::fabs(x[i]));
+        ASSERT_LE(std::fabs(x[i] - y[i]), (.5 + 0x1p-15) * scale + 2 * 0x1p-23 * std::fabs(x[i]));
       }
     }
   }

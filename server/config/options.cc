@@ -184,23 +184,24 @@ std::vector<Option> MakeOptions() {
                     time(d.drain_timeout)),
        false, Duration(&Config::drain_timeout)},
       {"eviction", "on|off", kMemory,
-       absl::StrCat("When memory is full: on makes room from the ends of sessions, off refuses "
-                    "puts. With a disk tier, of what is on disk only when the disk is full. "
-                    "Default ",
-                    d.eviction),
+       absl::StrCat(
+           "When memory is full: on makes room from the ends of sessions, off\nrefuses puts. "
+           "With a disk tier, of what is on disk only when\nthe disk is full. Default ",
+           d.eviction),
        false, OneOf(&Config::eviction, {"on", "off"})},
       {"quota", "NAMESPACE=SIZE[,SESSIONS]", kMemory,
        "Limits of one namespace, or of each that is not named (*). Repeatable", true, SetQuota},
       {"disk-path", "FOLDER", kDisk,
-       "Keep sessions on disk too: they survive restarts. Default: in memory only", false,
+       "Keep sessions on disk too: they survive restarts.\nDefault: in memory only", false,
        Text(&Config::disk_path)},
       {"disk-budget", "SIZE", kDisk, "Chunks kept on disk. Default: no limit", false,
        Bytes(&Config::disk_budget_bytes, 1 << 20)},
       {"disk-sync", "POLICY", kDisk,
-       absl::StrCat("What a durable commit waits for: commit (its own fsync, shared by those that "
-                    "wait together), interval (the next of them), never (survives a crash of the "
-                    "daemon, not of the machine). Default ",
-                    d.disk_sync),
+       absl::StrCat(
+           "What a durable commit waits for: commit (its own fsync, shared by\nthose that wait "
+           "together), interval (the next of them), never\n(survives a crash of the "
+           "daemon, not of the machine). Default ",
+           d.disk_sync),
        false, OneOf(&Config::disk_sync, {"commit", "interval", "never"})},
       {"disk-sync-interval", "TIME", kDisk,
        absl::StrCat("Of disk-sync interval. Default ", time(d.disk_sync_interval)), false,

@@ -25,6 +25,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -139,8 +140,11 @@ class Speaker {
     }
   }
 
-  // open, rectangles that cover the run once, commit.
-  Conversation Put(Random& random, const v1::SessionRef& session, const std::string& codec) {
+  // open, rectangles that cover the run once, commit. Token ids, if any, count up from
+  // `first_id`; without it they are those of many other puts: pages of equal ids are
+  // interchangeable, and a get may give those of another.
+  Conversation Put(Random& random, const v1::SessionRef& session, const std::string& codec,
+                   std::optional<uint32_t> first_id = std::nullopt) {
     Conversation c;
     c.method = kPut;
     v1::PutRequest request;
@@ -153,7 +157,7 @@ class Speaker {
     const uint32_t tokens = static_cast<uint32_t>(1 + Below(random, 300));
     open.set_token_count(tokens);
     if (OneIn(random, 2)) {
-      for (uint32_t t = 0; t < tokens; ++t) open.add_token_ids(t % 7);
+      for (uint32_t t = 0; t < tokens; ++t) open.add_token_ids(first_id ? *first_id + t : t % 7);
     }
     if (OneIn(random, 2)) open.set_put_id(absl::StrCat("id", Below(random, 20)));
     if (OneIn(random, 4)) open.set_ttl_seconds(3600);
@@ -406,7 +410,8 @@ class Speaker {
     const bool raw = OneIn(random, 2);
     whole_ = true;
     const v1::SessionRef session = Session(random, seed, true);
-    const Conversation put = Put(random, session, raw ? "raw" : "int8");
+    const auto first_id = static_cast<uint32_t>(random());  // these bytes are no one else's
+    const Conversation put = Put(random, session, raw ? "raw" : "int8", first_id);
     const Answer stored = Say(put);
     if (stored.status.code() == absl::StatusCode::kResourceExhausted) return "";  // others' load
     if (!stored.status.ok()) return absl::StrCat("a good put: ", Describe(stored.status));
