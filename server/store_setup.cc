@@ -69,6 +69,7 @@ SessionStoreOptions StoreOptions(const Config& config, Tier* tier, ByteBudget* b
   SessionStoreOptions o;
   o.now = SteadyNow;
   o.evict = config.eviction == "on";
+  o.max_lease = config.max_lease;
   o.tier = tier;
   o.tier_bytes = config.disk_budget_bytes;
   o.budget = budget;

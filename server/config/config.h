@@ -33,6 +33,7 @@ struct Config {
   std::map<std::string, Quota> quotas;
   absl::Duration drain_timeout = absl::Seconds(20);
   absl::Duration idle_put_timeout = absl::Seconds(60);
+  absl::Duration max_lease = absl::Hours(1);  // whole seconds, 1 s to 1 d
   uint64_t put_credit_bytes = 64 << 20;
   uint64_t get_window_bytes = 32 << 20;
   uint64_t max_message_bytes = 64 << 20;

@@ -77,6 +77,7 @@ TEST(Config, EveryFlagReachesItsField) {
                              "--encode-threads=3",
                              "--drain-timeout=500ms",
                              "--idle-put-timeout=1m30s",
+                             "--max-lease=90s",
                              "--put-credit=16MiB",
                              "--get-window=4MiB",
                              "--max-message=8MiB",
@@ -97,6 +98,7 @@ TEST(Config, EveryFlagReachesItsField) {
   EXPECT_EQ(c.encode_threads, 3);
   EXPECT_EQ(c.drain_timeout, absl::Milliseconds(500));
   EXPECT_EQ(c.idle_put_timeout, absl::Seconds(90));
+  EXPECT_EQ(c.max_lease, absl::Seconds(90));
   EXPECT_EQ(c.put_credit_bytes, uint64_t{16} << 20);
   EXPECT_EQ(c.get_window_bytes, uint64_t{4} << 20);
   EXPECT_EQ(c.max_message_bytes, uint64_t{8} << 20);
@@ -236,6 +238,7 @@ TEST(Config, HelpTeaches) {
           "--drain-timeout", "--idle-put-timeout", "--put-credit",    "--get-window",
           "--max-message",   "--insecure",         "--tls-cert",      "--tls-key",
           "--log-level",     "--log-format",       "--version",       "--help",
+          "--max-lease",
           "127.0.0.1:7420",  "127.0.0.1:7421",     "Examples:",       "SIGTERM",
           "Exit codes"}) {
       EXPECT_THAT(parsed->text, HasSubstr(what));

@@ -58,6 +58,18 @@ Set Duration(absl::Duration Config::*field) {
   };
 }
 
+absl::Status SetMaxLease(const std::string& text, Config* config) {
+  const auto duration = ParsePositiveDuration(text);
+  if (!duration.ok()) return duration.status();
+  // Leases are asked for in seconds, and hold memory that nobody else may have.
+  if (*duration > absl::Hours(24) || *duration % absl::Seconds(1) != absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "', expected whole seconds, from 1s to 24h"));
+  }
+  config->max_lease = *duration;
+  return absl::OkStatus();
+}
+
 absl::Status SetListen(const std::string& text, Config* config) {
   if (auto s = CheckListenAddress(text); !s.ok()) return s;
   config->listen.push_back(text);
@@ -179,6 +191,11 @@ std::vector<Option> MakeOptions() {
        absl::StrCat("A put that sends nothing for this long is aborted. Default ",
                     time(d.idle_put_timeout)),
        false, Duration(&Config::idle_put_timeout)},
+      {"max-lease", "TIME", kMemory,
+       absl::StrCat("The longest a lease may last before it is renewed: it keeps memory\nfrom "
+                    "eviction. Default ",
+                    time(d.max_lease)),
+       false, SetMaxLease},
       {"drain-timeout", "TIME", kMemory,
        absl::StrCat("After SIGTERM, how long calls under way may take to end. Default ",
                     time(d.drain_timeout)),

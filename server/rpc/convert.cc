@@ -115,6 +115,14 @@ absl::Status CheckLabels(const google::protobuf::Map<std::string, std::string>& 
   return absl::OkStatus();
 }
 
+absl::Status CheckLeaseSeconds(absl::string_view field, uint64_t seconds, uint64_t least,
+                               absl::Duration most) {
+  const auto limit = static_cast<uint64_t>(absl::ToInt64Seconds(most));
+  if (seconds >= least && seconds <= limit) return absl::OkStatus();
+  return Field(field,
+               absl::StrCat("found ", seconds, ", expected ", least, " to ", limit));
+}
+
 absl::StatusOr<SessionKey> FromProto(const v1::SessionRef& ref) {
   if (absl::Status s = CheckNamespace(ref.namespace_()); !s.ok()) return s;
   if (absl::Status s = CheckName("session_id", ref.session_id(), 1, kMaxSessionId); !s.ok()) return s;

@@ -7,6 +7,8 @@
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
+#include <absl/strings/string_view.h>
+#include <absl/time/time.h>
 
 #include "kvcask/v1/cache.pb.h"
 #include "kvcask/v1/profiles.pb.h"
@@ -27,6 +29,9 @@ absl::StatusOr<GetParams> FromProto(const v1::GetRequest& request);
 absl::Status CheckNamespace(const std::string& ns);
 absl::Status CheckIdentity(const v1::ModelIdentity& identity);
 absl::Status CheckLabels(const google::protobuf::Map<std::string, std::string>& labels);
+// From `least` to `most`, of a lease.
+absl::Status CheckLeaseSeconds(absl::string_view field, uint64_t seconds, uint64_t least,
+                               absl::Duration most);
 
 v1::Geometry ToProto(const Geometry& geometry);
 v1::PutCommitted ToProto(const CommitResult& result);

@@ -49,10 +49,16 @@ class CacheImpl final
                               ", expected at most ", 1 << 20)),
                           "FIELD");
       }
+      if (absl::Status s =
+              CheckLeaseSeconds("lease_seconds", request->lease_seconds(), 0,
+                                serving_->config.max_lease);
+          !s.ok()) {
+        return s;
+      }
       const std::vector<uint32_t> ids(p.token_ids().begin(), p.token_ids().end());
       const auto r = serving_->pipeline->Lookup(
           p.namespace_(), p.identity().model_id(), p.identity().extra_key(), ids,
-          absl::Seconds(std::min<uint64_t>(request->lease_seconds(), 3600)));
+          absl::Seconds(request->lease_seconds()));
       if (!r.ok()) return r.status();
       response->set_tokens(r->tokens);
       for (size_t i = 0; i < r->held.size(); ++i) {
@@ -258,6 +264,7 @@ class InfoImpl final : public v1::InfoService::CallbackService {
     l->set_get_window_bytes(c.get_window_bytes);
     l->set_page_tokens(kPageTokens);
     l->set_idle_put_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(c.idle_put_timeout)));
+    l->set_max_lease_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(c.max_lease)));
     l->set_disk_tier(!c.disk_path.empty());
     l->set_disk_budget_bytes(c.disk_budget_bytes);
     const StoreUsage u = serving_->store->Usage();

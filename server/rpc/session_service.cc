@@ -181,11 +181,8 @@ class SessionImpl final : public v1::SessionService::CallbackService {
   static absl::Duration Seconds(uint64_t seconds) {
     return absl::Seconds(std::min<uint64_t>(seconds, uint64_t{1} << 32));
   }
-  static absl::Status CheckSeconds(uint64_t seconds) {
-    if (seconds >= 1 && seconds <= 3600) return absl::OkStatus();
-    return WithReason(absl::InvalidArgumentError(
-                          absl::StrCat("seconds: found ", seconds, ", expected 1 to 3600")),
-                      "FIELD");
+  absl::Status CheckSeconds(uint64_t seconds) const {
+    return CheckLeaseSeconds("seconds", seconds, 1, serving_->config.max_lease);
   }
   static absl::Status Answer(const absl::StatusOr<SessionStat>& stat, v1::Session* response) {
     if (!stat.ok()) return stat.status();

@@ -145,6 +145,31 @@ TEST(SessionLife, ALookupsLeaseKeepsWhatItFound) {
             absl::StatusCode::kInvalidArgument);
 }
 
+// Nobody may keep memory for longer than the operator allows, by whichever call grants it.
+TEST(SessionLife, NoLeaseIsLongerThanTheDaemonsLimit) {
+  Daemon daemon({"--max-lease", "1s"});
+  Client client = daemon.Connect();
+  EXPECT_EQ(client.GetServerInfo()->limits().max_lease_seconds(), 1u);
+  ASSERT_TRUE(PutExample(client, OpenOf("s", "int8")).ok());
+  const auto lease = client.AcquireLease(Ref("s"), absl::Seconds(1));
+  ASSERT_TRUE(lease.ok()) << Describe(lease.status());
+  const auto refused = [](const absl::Status& s, const char* what) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument) << Describe(s);
+    EXPECT_THAT(Describe(s), HasSubstr(what));
+    EXPECT_EQ(DetailsOf(s).reason, "FIELD");
+  };
+  refused(client.AcquireLease(Ref("s"), absl::Seconds(2)).status(),
+          "seconds: found 2, expected 1 to 1");
+  refused(client.RenewLease(lease->lease_id(), absl::Seconds(2)).status(),
+          "seconds: found 2, expected 1 to 1");
+  refused(client.Lookup(LookupOf(256, 2)).status(), "lease_seconds: found 2, expected 0 to 1");
+  refused(client.Lookup(LookupOf(256, ~uint64_t{0})).status(),
+          "lease_seconds: found 18446744073709551615, expected 0 to 1");
+  ASSERT_TRUE(client.DeleteSession(Ref("s"), false).ok());
+  EXPECT_TRUE(Eventually([&] { return HoldsNothing(client); }));
+  EXPECT_EQ(client.GetServerInfo()->usage().leases(), 0u);
+}
+
 TEST(SessionLife, QuotasAreNamed) {
   Daemon daemon({"--quota", "a=,1", "--quota", "*=1MiB"});
   Client client = daemon.Connect();

@@ -9,7 +9,8 @@
 //   - a conversation that was not mutated succeeds, and a raw put comes back byte for byte
 //   - a mutated one ends, with a code that says what is wrong with it: never INTERNAL or
 //     UNKNOWN from our own handlers, and with a text
-//   - when all that was stored is deleted nothing is left: no session, no byte of the budget
+//   - when all that was stored is deleted and all leases have ended (the daemon bounds them)
+//     nothing is left: no session, no byte of the budget
 // To be run for an hour by hand under the address sanitizer, 20 seconds in a test.
 #include <absl/strings/match.h>
 #include <absl/strings/numbers.h>
@@ -40,6 +41,9 @@
 
 namespace kvcask::fuzz {
 namespace {
+
+// Short, so that leases whose answers nobody read (a cancelled call) end while we wait.
+constexpr uint64_t kMaxLeaseSeconds = 2;
 
 constexpr char kProfile[] = "examples/smollm2-135m-layer.fklt.profile.safetensors";
 
@@ -207,7 +211,7 @@ class Speaker {
 
   Conversation Any(Random& random, uint64_t seed) {
     const v1::SessionRef session = Session(random, seed, OneIn(random, 2));
-    switch (Below(random, 12)) {
+    switch (Below(random, 18)) {
       case 0: {
         v1::GetRequest r;
         if (OneIn(random, 4)) {
@@ -229,6 +233,7 @@ class Speaker {
         r.mutable_prefix()->set_namespace_(ns_);
         Identity(random, r.mutable_prefix()->mutable_identity());
         for (int i = 0; i < 300; ++i) r.mutable_prefix()->add_token_ids(i % 7);
+        r.set_lease_seconds(Below(random, kMaxLeaseSeconds + 2));
         return Unary("/kvcask.v1.CacheService/Lookup", r);
       }
       case 2: {
@@ -256,6 +261,47 @@ class Speaker {
       }
       case 6:
         return Profile(random);
+      case 7: {
+        v1::ForkSessionRequest r;
+        *r.mutable_from() = session;
+        r.set_session_id(Session(random, seed + 1, OneIn(random, 2)).session_id());
+        r.set_tokens(Below(random, 300));
+        r.set_all(OneIn(random, 2));
+        return Unary("/kvcask.v1.SessionService/ForkSession", r);
+      }
+      case 8: {
+        v1::RewindSessionRequest r;
+        *r.mutable_session() = session;
+        r.set_tokens(Below(random, 300));
+        r.set_expected_version(Below(random, 3));
+        return Unary("/kvcask.v1.SessionService/RewindSession", r);
+      }
+      case 9: {
+        v1::UpdateSessionRequest r;
+        *r.mutable_session() = session;
+        if (OneIn(random, 2)) r.set_pinned(OneIn(random, 2));
+        if (OneIn(random, 2)) r.set_ttl_seconds(Below(random, 3));
+        r.set_replace_labels(OneIn(random, 2));
+        (*r.mutable_labels())["team"] = "fuzz";
+        return Unary("/kvcask.v1.SessionService/UpdateSession", r);
+      }
+      case 10: {
+        v1::AcquireLeaseRequest r;
+        *r.mutable_session() = session;
+        r.set_seconds(1 + Below(random, kMaxLeaseSeconds));
+        return Unary("/kvcask.v1.SessionService/AcquireLease", r);
+      }
+      case 11: {
+        v1::RenewLeaseRequest r;
+        r.set_lease_id(lease_id_);
+        r.set_seconds(1 + Below(random, kMaxLeaseSeconds));
+        return Unary("/kvcask.v1.SessionService/RenewLease", r);
+      }
+      case 12: {
+        v1::ReleaseLeaseRequest r;
+        r.set_lease_id(lease_id_);
+        return Unary("/kvcask.v1.SessionService/ReleaseLease", r);
+      }
       default:
         return Put(random, session, OneIn(random, 2) ? "raw" : "int8");
     }
@@ -304,6 +350,18 @@ class Speaker {
       return MutateAs<v1::ListSessionsRequest>(bytes, random);
     if (absl::EndsWith(method, "DeleteSession"))
       return MutateAs<v1::DeleteSessionRequest>(bytes, random);
+    if (absl::EndsWith(method, "ForkSession"))
+      return MutateAs<v1::ForkSessionRequest>(bytes, random);
+    if (absl::EndsWith(method, "RewindSession"))
+      return MutateAs<v1::RewindSessionRequest>(bytes, random);
+    if (absl::EndsWith(method, "UpdateSession"))
+      return MutateAs<v1::UpdateSessionRequest>(bytes, random);
+    if (absl::EndsWith(method, "AcquireLease"))
+      return MutateAs<v1::AcquireLeaseRequest>(bytes, random);
+    if (absl::EndsWith(method, "RenewLease"))
+      return MutateAs<v1::RenewLeaseRequest>(bytes, random);
+    if (absl::EndsWith(method, "ReleaseLease"))
+      return MutateAs<v1::ReleaseLeaseRequest>(bytes, random);
     return MutateAs<v1::AddProfileRequest>(bytes, random);
   }
 
@@ -357,6 +415,12 @@ class Speaker {
       v1::CreateSessionRequest create;
       if (absl::EndsWith(c.method, "CreateSession") && create.ParseFromString(m))
         Note(create.session());
+      v1::ForkSessionRequest fork;
+      if (absl::EndsWith(c.method, "ForkSession") && fork.ParseFromString(m)) {
+        v1::SessionRef to = fork.from();
+        to.set_session_id(fork.session_id());
+        Note(to);
+      }
     }
     auto context = std::make_unique<grpc::ClientContext>();
     context->set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
@@ -374,7 +438,22 @@ class Speaker {
     grpc::ByteBuffer message;
     while (call.Read(&message)) a.messages.push_back(TextOf(message));
     a.status = call.Finish();
+    NoteLease(c.method, a);
     return a;
+  }
+
+  // Of the last lease that was granted, for renewals and releases to come.
+  void NoteLease(const std::string& method, const Answer& a) {
+    v1::Lease lease;
+    v1::LookupResponse found;
+    for (const std::string& m : a.messages) {
+      if (absl::EndsWith(method, "AcquireLease") && lease.ParseFromString(m)) {
+        lease_id_ = lease.lease_id();
+      } else if (absl::EndsWith(method, "Lookup") && found.ParseFromString(m) &&
+                 !found.lease_id().empty()) {
+        lease_id_ = found.lease_id();
+      }
+    }
   }
 
   static std::string Judge(const Conversation& c, const Answer& a) {
@@ -444,6 +523,7 @@ class Speaker {
   const std::string ns_;
   const std::string* const profile_;
   std::shared_ptr<grpc::Channel> channel_;
+  std::string lease_id_;
   std::set<std::pair<std::string, std::string>> named_;
   bool whole_ = true;  // every layer of the last Put came in one rectangle
 };
@@ -466,7 +546,8 @@ int Main(int argc, char** argv) {
   std::fflush(stdout);
   std::ifstream in(kProfile, std::ios::binary);
   const std::string profile{std::istreambuf_iterator<char>(in), {}};
-  Daemon daemon({"--memory-budget", "256MiB", "--log-level", "error", "--idle-put-timeout", "5s"});
+  Daemon daemon({"--memory-budget", "256MiB", "--log-level", "error", "--idle-put-timeout", "5s",
+                 "--max-lease", absl::StrCat(kMaxLeaseSeconds, "s")});
   Client client = daemon.Connect();
   std::vector<std::unique_ptr<Speaker>> speakers;
   for (int c = 0; c < flags.clients; ++c) {
