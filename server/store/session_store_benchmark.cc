@@ -126,6 +126,36 @@ void BM_OpenRead(benchmark::State& state) {
   });
 }
 
+// A fork at the middle of a page, and its end, of a session of so many tokens.
+void BM_ForkAndDelete(benchmark::State& state) {
+  const uint64_t pages = state.range(0) / kPage;
+  SessionStore store(kPage);
+  if (!store.Commit(Run(0, pages)).ok()) std::abort();
+  const uint64_t tokens = pages * kPage - kPage / 2;
+  const SessionKey to{"", "fork"};
+  TimeEach(state, [&] {
+    const auto fork = store.Fork(Key(0), to, tokens, absl::ZeroDuration(), {});
+    if (!fork.ok() || fork->tokens != tokens) state.SkipWithError("a fork went wrong");
+    if (!store.Delete(to).ok()) state.SkipWithError("a fork is gone");
+  });
+  if (store.Usage().chunks != pages) state.SkipWithError("a fork has copied");
+}
+
+// Rewinds of forks: a search that goes back.
+void BM_ForkAndRewind(benchmark::State& state) {
+  const uint64_t pages = state.range(0) / kPage;
+  SessionStore store(kPage);
+  if (!store.Commit(Run(0, pages)).ok()) std::abort();
+  const SessionKey to{"", "fork"};
+  TimeEach(state, [&] {
+    const auto fork = store.Fork(Key(0), to, pages * kPage, absl::ZeroDuration(), {});
+    const auto cut = store.Rewind(to, kPage / 2, 0);
+    if (!fork.ok() || !cut.ok() || cut->tokens != kPage / 2 || !store.Delete(to).ok()) {
+      state.SkipWithError("a rewind went wrong");
+    }
+  });
+}
+
 // A session of one page comes and goes.
 void BM_CommitAndDelete(benchmark::State& state) {
   const Filled& f = FilledStore(state.range(0), state.range(1));
@@ -146,6 +176,13 @@ void Sizes(benchmark::internal::Benchmark* b) {
       ->Args({100'000, 18});
 }
 BENCHMARK(BM_Lookup)->Apply(Sizes)->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_ForkAndDelete)
+    ->ArgName("tokens")
+    ->Arg(1'000)
+    ->Arg(100'000)
+    ->Arg(1'000'000)
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_ForkAndRewind)->ArgName("tokens")->Arg(100'000)->Unit(benchmark::kMicrosecond);
 BENCHMARK(BM_OpenRead)->Apply(Sizes)->Unit(benchmark::kMicrosecond);
 BENCHMARK(BM_CommitAndDelete)->Apply(Sizes)->Unit(benchmark::kMicrosecond);
 
