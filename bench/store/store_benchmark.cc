@@ -236,9 +236,11 @@ class RedisKeeper : public Keeper {
                                  "--appendonly", fsync ? "yes" : "no", "--appendfsync", "always",
                                  "--dir", folder},
         absl::StrCat(folder, "/log"));
+    std::string said;
     for (;;) {
       const auto line = process_->ReadLine(absl::Seconds(30));
-      if (!line) Die("redis-server does not start");
+      if (!line) Die(absl::StrCat("redis-server does not start:\n", said));
+      absl::StrAppend(&said, *line, "\n");
       if (absl::StrContains(*line, "at " + socket)) break;
     }
     context_ = redisConnectUnix(socket.c_str());
@@ -392,11 +394,8 @@ int Main(int argc, char** argv) {
     if (!known) Die(absl::StrCat("unknown: ", argv[i], "; the head of this program lists what is"));
   }
   if (flags.blocks < kPagesASession || flags.restart_chunks < kPagesASession) Die("too few");
-  const char* scratch = std::getenv("TEST_TMPDIR");
-  std::string folder = absl::StrCat(!flags.folder.empty() ? flags.folder
-                                    : scratch             ? scratch
-                                                          : "/tmp",
-                                    "/kvXXXXXX");
+  // Not a test's own folder: a socket's path is short.
+  std::string folder = absl::StrCat(flags.folder.empty() ? "/tmp" : flags.folder, "/kvcask-XXXXXX");
   if (mkdtemp(folder.data()) == nullptr) Die("no folder for what is kept");
   std::vector<Bytes> blocks;
   for (uint64_t b = 0; b < flags.blocks; ++b) blocks.push_back(Block(b, flags.block_bytes));
