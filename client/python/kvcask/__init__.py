@@ -14,7 +14,7 @@ Needs grpcio, protobuf and numpy; torch tensors are taken where torch is there.
 
 from kvcask.arrays import from_float32, to_float32
 from kvcask.cache import Cache
-from kvcask.client import Client, Lookup, PutResult, SessionInfo, connect
+from kvcask.client import Client, Held, Lease, Lookup, PutResult, SessionInfo, connect
 from kvcask.errors import (AbortedError, AlreadyExistsError, DataLossError,
                            DeadlineExceededError, FailedPreconditionError, InvalidArgumentError,
                            KvcaskError, NotFoundError, OutOfRangeError, ResourceExhaustedError,
@@ -25,8 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbortedError", "AlreadyExistsError", "Cache", "Client", "DataLossError",
-    "DeadlineExceededError", "FailedPreconditionError", "Geometry", "InvalidArgumentError",
-    "KvcaskError", "Lookup", "NotFoundError", "OutOfRangeError", "PutResult",
+    "DeadlineExceededError", "FailedPreconditionError", "Geometry", "Held",
+    "InvalidArgumentError", "KvcaskError", "Lease", "Lookup", "NotFoundError", "OutOfRangeError", "PutResult",
     "ResourceExhaustedError", "SessionInfo", "UnavailableError", "UnimplementedError", "connect",
     "from_float32", "to_float32",
 ]

@@ -61,6 +61,12 @@ class SessionInfo:
     predicted_kld: float
     chunks: int
     labels: Dict[str, str]
+    version: int = 0          # the sum of its shards': what rewind's expected_version means
+    ttl: int = 0              # seconds; 0: for ever
+    pinned: bool = False      # neither evicted nor expired
+    durable: bool = False     # all of it is on disk
+    evicted_tokens: int = 0   # that were taken from its end for room
+    lost: Tuple[Tuple[int, int], ...] = ()  # [begin, end) tokens whose chunks are corrupt
 
     @property
     def ratio(self) -> float:
@@ -68,12 +74,38 @@ class SessionInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class Held:
+    """One form in which a prefix is held, and what loading it costs: stored_bytes of which
+    disk_bytes must be read from disk, raw_bytes to be sent, decode_ms on one thread as lately
+    measured by the daemon (0: not known yet)."""
+
+    codec: str
+    quality: str
+    tokens: int
+    stored_bytes: int
+    disk_bytes: int
+    raw_bytes: int
+    decode_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Lookup:
-    """tokens: the longest stored prefix, whole pages. held: (codec, quality, tokens,
-    stored_bytes) of each form it is held in."""
+    """tokens: the longest stored prefix, whole pages. held: its forms, longest first.
+    lease_id: of the lease on the first of them, "" when none was asked for."""
 
     tokens: int
-    held: List[Tuple[str, str, int, int]]
+    held: List[Held]
+    lease_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lease:
+    """While it lasts, the `tokens` that it is on are neither evicted nor gone with their
+    session. expires: Unix time, seconds, by the daemon's clock."""
+
+    lease_id: str
+    expires: float
+    tokens: int
 
 
 def connect(address: Optional[str] = None, timeout: float = 10.0, **tls: Any) -> "Client":
@@ -114,22 +146,22 @@ class Client:
             codec: str = "", quality: str = "", profile: Optional[str] = None,
             namespace: str = "", seal: bool = True, layer_by_layer: bool = False,
             put_id: str = "", expected_version: int = 0, ttl: int = 0,
-            labels: Optional[Dict[str, str]] = None,
+            labels: Optional[Dict[str, str]] = None, durable: bool = False,
             timeout: Optional[float] = None) -> PutResult:
         """Appends `cache` to a session, which is created when it does not exist.
 
         codec: "raw", "int8", "fklt", ... ("" takes the daemon's default); profile: hex
         fingerprint of a registered one. seal: no more tokens will come, so the last,
         incomplete page is encoded too. put_id makes a repeat harmless. ttl: seconds.
-        Nothing is stored unless this returns.
+        durable: return when the disk has it (UnimplementedError without a disk tier), and
+        survive a kill of the daemon. Nothing is stored unless this returns.
         """
         n = cache.tokens
         open_ = cache_pb2.PutOpen(
             geometry=cache.geometry.proto, dtype=DTYPES[cache.dtype][0],
             token_begin=cache.token_begin, token_count=n, put_id=put_id,
             expected_version=expected_version, ttl_seconds=ttl, labels=labels or {})
-        open_.session.namespace = namespace
-        open_.session.session_id = session_id
+        _name(open_.session, session_id, namespace)
         open_.identity.model_id = model_id
         open_.identity.extra_key = extra_key
         open_.codec.name = codec
@@ -147,7 +179,8 @@ class Client:
             if not ready.get():  # admitted (or not) before the first bulk byte
                 return
             yield from _rectangles(cache, layer_by_layer)
-            commit = cache_pb2.PutCommit(seal=seal)
+            commit = cache_pb2.PutCommit(
+                seal=seal, durability=cache_pb2.DURABILITY_DISK if durable else 0)
             yield cache_pb2.PutRequest(commit=commit).SerializeToString()
 
         call = self._channel.stream_stream("/kvcask.v1.CacheService/Put")(requests(),
@@ -182,8 +215,7 @@ class Client:
         None; tokens that sliding layers no longer hold are zeros.
         """
         request = cache_pb2.GetRequest(position_offset=position_offset)
-        request.session.namespace = namespace
-        request.session.session_id = session_id
+        _name(request.session, session_id, namespace)
         return self._get(request, tokens, layers, dtype, timeout)
 
     def get_prefix(self, token_ids: Sequence[int], *, model_id: str, extra_key: str = "",
@@ -223,20 +255,22 @@ class Client:
         return cache
 
     def lookup(self, token_ids: Sequence[int], *, model_id: str, extra_key: str = "",
-               namespace: str = "", timeout: Optional[float] = None) -> Lookup:
-        """The longest stored prefix of `token_ids`."""
-        request = cache_pb2.LookupRequest()
+               namespace: str = "", lease: int = 0, timeout: Optional[float] = None) -> Lookup:
+        """The longest stored prefix of `token_ids`, and what loading it costs. lease: seconds
+        for which what was found stays (0: no lease); renew_lease prolongs it."""
+        request = cache_pb2.LookupRequest(lease_seconds=lease)
         _fill_prefix(request.prefix, token_ids, model_id, extra_key, namespace)
         r = self._call("CacheService/Lookup", request, cache_pb2.LookupResponse, timeout)
-        return Lookup(r.tokens, [(h.codec, h.quality, h.tokens, h.stored_bytes) for h in r.held])
+        held = [Held(h.codec, h.quality, h.tokens, h.stored_bytes, h.disk_bytes, h.raw_bytes,
+                     h.decode_ms) for h in r.held]
+        return Lookup(r.tokens, held, r.lease_id)
 
     # ---- sessions
 
     def stat(self, session_id: str, *, namespace: str = "",
              timeout: Optional[float] = None) -> SessionInfo:
         request = sessions_pb2.StatSessionRequest()
-        request.session.namespace = namespace
-        request.session.session_id = session_id
+        _name(request.session, session_id, namespace)
         return _session(self._call("SessionService/StatSession", request, sessions_pb2.Session,
                                    timeout))
 
@@ -258,10 +292,68 @@ class Client:
                timeout: Optional[float] = None) -> bool:
         """True when there was one."""
         request = sessions_pb2.DeleteSessionRequest(allow_missing=missing_ok)
-        request.session.namespace = namespace
-        request.session.session_id = session_id
+        _name(request.session, session_id, namespace)
         return self._call("SessionService/DeleteSession", request,
                           sessions_pb2.DeleteSessionResponse, timeout).deleted
+
+    def fork(self, session_id: str, new_id: str, *, tokens: Optional[int] = None,
+             namespace: str = "", ttl: int = 0, labels: Optional[Dict[str, str]] = None,
+             timeout: Optional[float] = None) -> SessionInfo:
+        """A new session with the first `tokens` tokens (None: all) of another, which it shares:
+        nothing is copied. AlreadyExistsError when the name is taken; OutOfRangeError when fewer
+        tokens are visible."""
+        request = sessions_pb2.ForkSessionRequest(
+            session_id=new_id, tokens=tokens or 0, all=tokens is None, ttl_seconds=ttl,
+            labels=labels or {})
+        _name(getattr(request, "from"), session_id, namespace)
+        return _session(self._call("SessionService/ForkSession", request, sessions_pb2.Session,
+                                   timeout))
+
+    def rewind(self, session_id: str, tokens: int, *, namespace: str = "",
+               expected_version: int = 0, timeout: Optional[float] = None) -> SessionInfo:
+        """Forgets the tokens from `tokens` on, and unseals. Puts under way get AbortedError, and
+        so does this when expected_version (SessionInfo.version) is given and differs."""
+        request = sessions_pb2.RewindSessionRequest(tokens=tokens,
+                                                    expected_version=expected_version)
+        _name(request.session, session_id, namespace)
+        return _session(self._call("SessionService/RewindSession", request, sessions_pb2.Session,
+                                   timeout))
+
+    def update(self, session_id: str, *, namespace: str = "", pinned: Optional[bool] = None,
+               ttl: Optional[int] = None, labels: Optional[Dict[str, str]] = None,
+               timeout: Optional[float] = None) -> SessionInfo:
+        """Changes what is not None, and starts the time to live again. labels replace all that
+        there were."""
+        request = sessions_pb2.UpdateSessionRequest(replace_labels=labels is not None,
+                                                    labels=labels or {})
+        _name(request.session, session_id, namespace)
+        if pinned is not None:
+            request.pinned = pinned
+        if ttl is not None:
+            request.ttl_seconds = ttl
+        return _session(self._call("SessionService/UpdateSession", request, sessions_pb2.Session,
+                                   timeout))
+
+    def lease(self, session_id: str, seconds: int, *, namespace: str = "",
+              timeout: Optional[float] = None) -> Lease:
+        """On a session as it is now. InvalidArgumentError beyond the daemon's longest."""
+        request = sessions_pb2.AcquireLeaseRequest(seconds=seconds)
+        _name(request.session, session_id, namespace)
+        return _lease(self._call("SessionService/AcquireLease", request, sessions_pb2.Lease,
+                                 timeout))
+
+    def renew_lease(self, lease_id: str, seconds: int,
+                    timeout: Optional[float] = None) -> Lease:
+        """The heartbeat. NotFoundError when it has ended: what it was on may be gone."""
+        request = sessions_pb2.RenewLeaseRequest(lease_id=lease_id, seconds=seconds)
+        return _lease(self._call("SessionService/RenewLease", request, sessions_pb2.Lease,
+                                 timeout))
+
+    def release_lease(self, lease_id: str, timeout: Optional[float] = None) -> bool:
+        """False when it had ended. Harmless to repeat."""
+        request = sessions_pb2.ReleaseLeaseRequest(lease_id=lease_id)
+        return self._call("SessionService/ReleaseLease", request,
+                          sessions_pb2.ReleaseLeaseResponse, timeout).released
 
     # ---- profiles and the daemon
 
@@ -315,10 +407,22 @@ def _fill_prefix(prefix, token_ids, model_id, extra_key, namespace) -> None:
     prefix.token_ids.extend(np.asarray(token_ids).astype(np.uint32).tolist())
 
 
+def _name(ref, session_id, namespace) -> None:
+    ref.session_id = session_id
+    ref.namespace = namespace
+
+
 def _session(s: sessions_pb2.Session) -> SessionInfo:
-    return SessionInfo(s.ref.session_id, s.ref.namespace, s.identity.model_id, s.codec, s.quality,
-                       NAMES.get(s.dtype, ""), s.tokens, s.sealed, s.raw_bytes, s.stored_bytes,
-                       s.unique_bytes, s.predicted_kld, s.chunks, dict(s.labels))
+    return SessionInfo(
+        s.ref.session_id, s.ref.namespace, s.identity.model_id, s.codec, s.quality,
+        NAMES.get(s.dtype, ""), s.tokens, s.sealed, s.raw_bytes, s.stored_bytes, s.unique_bytes,
+        s.predicted_kld, s.chunks, dict(s.labels), version=sum(x.version for x in s.shards),
+        ttl=s.ttl_seconds, pinned=s.pinned, durable=s.durable, evicted_tokens=s.evicted_tokens,
+        lost=tuple((r.begin, r.end) for r in s.lost))
+
+
+def _lease(lease: sessions_pb2.Lease) -> Lease:
+    return Lease(lease.lease_id, lease.expires.seconds + lease.expires.nanos * 1e-9, lease.tokens)
 
 
 def _varint(n: int) -> bytes:

@@ -29,8 +29,11 @@ class Daemon:
                 return
         raise RuntimeError(f"kvcaskd ended with {self.process.wait()}")
 
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
+    def kill(self):
+        self.stop(signal.SIGKILL)
+
+    def stop(self, how=signal.SIGTERM):
+        self.process.send_signal(how)
         self.process.wait()
         self.process.stdout.close()
         self.folder.cleanup()
@@ -106,7 +109,10 @@ class ClientTest(unittest.TestCase):
         ids = np.concatenate([cache.token_ids[:270], [1, 2, 3]])
         found = self.client.lookup(ids, model_id="m2")
         self.assertEqual(found.tokens, 256)
-        self.assertEqual(found.held[0][:3], ("raw", "", 256))
+        held = found.held[0]
+        self.assertEqual((held.codec, held.quality, held.tokens), ("raw", "", 256))
+        self.assertEqual((held.raw_bytes, held.disk_bytes), (256 * 3 * 2 * 2 * 16 * 2, 0))
+        self.assertEqual(found.lease_id, "")
         self.assertEqual(self.client.lookup(ids, model_id="another").tokens, 0)
         back = self.client.get_prefix(ids, model_id="m2")
         np.testing.assert_array_equal(back.values[2], cache.values[2][:, :256])
@@ -126,6 +132,81 @@ class ClientTest(unittest.TestCase):
         self.assertFalse(self.client.delete("s0", namespace="list", missing_ok=True))
         with self.assertRaises(kvcask.NotFoundError):
             self.client.stat("s0", namespace="list")
+
+    def test_a_fork_shares_and_goes_its_own_way(self):
+        cache = random_cache(300, 11)
+        self.client.put("trunk", cache, model_id="m", codec="raw")
+        fork = self.client.fork("trunk", "branch", tokens=200, labels={"of": "trunk"}, ttl=60)
+        self.assertEqual((fork.session_id, fork.tokens, fork.sealed), ("branch", 200, False))
+        self.assertEqual((fork.labels, fork.ttl), ({"of": "trunk"}, 60))
+        with self.assertRaises(kvcask.AlreadyExistsError):
+            self.client.fork("trunk", "branch")
+        with self.assertRaises(kvcask.OutOfRangeError):
+            self.client.fork("trunk", "another", tokens=301)
+        self.assertTrue(self.client.delete("trunk"))
+        back = self.client.get("branch")
+        for x, y in zip(back.keys + back.values, cache.keys + cache.values):
+            np.testing.assert_array_equal(x, y[:, :200])
+
+    def test_a_rewind_forgets_and_checks_the_version(self):
+        self.client.put("rewound", random_cache(300, 12), model_id="m", codec="raw")
+        version = self.client.stat("rewound").version
+        with self.assertRaises(kvcask.AbortedError):
+            self.client.rewind("rewound", 100, expected_version=version + 1)
+        self.assertEqual(self.client.stat("rewound").tokens, 300)
+        cut = self.client.rewind("rewound", 100, expected_version=version)
+        self.assertEqual((cut.tokens, cut.sealed), (100, False))
+        self.assertGreater(cut.version, version)
+
+    def test_pins_and_labels_are_changed_one_by_one(self):
+        self.client.put("kept", random_cache(10, 13), model_id="m", codec="raw",
+                        labels={"a": "1"}, ttl=60)
+        self.assertTrue(self.client.update("kept", pinned=True).pinned)
+        changed = self.client.update("kept", labels={"b": "2"}, ttl=0)
+        self.assertEqual((changed.pinned, changed.labels, changed.ttl), (True, {"b": "2"}, 0))
+        self.assertEqual(self.client.update("kept", pinned=False).labels, {"b": "2"})
+
+    def test_a_lease_outlives_its_session_until_it_is_released(self):
+        cache = random_cache(300, 14)
+        self.client.put("leased", cache, model_id="m3", codec="raw")
+        ids = cache.token_ids
+        found = self.client.lookup(ids, model_id="m3", lease=60)
+        self.client.delete("leased")
+        self.assertEqual(self.client.lookup(ids, model_id="m3").tokens, 256)
+        renewed = self.client.renew_lease(found.lease_id, 120)
+        self.assertEqual((renewed.lease_id, renewed.tokens), (found.lease_id, 256))
+        self.assertTrue(self.client.release_lease(found.lease_id))
+        self.assertFalse(self.client.release_lease(found.lease_id))
+        self.assertEqual(self.client.lookup(ids, model_id="m3").tokens, 0)
+        with self.assertRaises(kvcask.NotFoundError):
+            self.client.renew_lease(found.lease_id, 120)
+
+    def test_a_session_can_be_leased_for_as_long_as_the_daemon_allows(self):
+        self.client.put("session", random_cache(300, 15), model_id="m", codec="raw")
+        lease = self.client.lease("session", 60)
+        self.assertEqual(lease.tokens, 300)
+        self.assertGreater(lease.expires, 0)
+        with self.assertRaises(kvcask.InvalidArgumentError):
+            self.client.lease("session", 10**9)
+        with self.assertRaises(kvcask.NotFoundError):
+            self.client.lease("no-such-session", 60)
+        self.assertTrue(self.client.release_lease(lease.lease_id))
+
+    def test_a_durable_put_survives_a_kill(self):
+        cache = random_cache(300, 16)
+        with self.assertRaises(kvcask.UnimplementedError):
+            self.client.put("nowhere", cache, model_id="m", codec="raw", durable=True)
+        with tempfile.TemporaryDirectory(dir="/tmp", prefix="kvcask-") as disk:
+            daemon = Daemon("--memory-budget", "64MiB", "--disk-path", disk)
+            with kvcask.connect(daemon.address) as client:
+                client.put("s", cache, model_id="m", codec="raw", durable=True)
+                self.assertTrue(client.stat("s").durable)
+            daemon.kill()
+            daemon = Daemon("--memory-budget", "64MiB", "--disk-path", disk)
+            with kvcask.connect(daemon.address) as client:
+                self.assert_same(client.get("s"), cache)
+                self.assertEqual(client.stat("s").lost, ())
+            daemon.stop()
 
     def test_a_put_id_is_harmless_to_repeat(self):
         cache = random_cache(10, 7)
