@@ -264,7 +264,8 @@ class Speaker {
       case 7: {
         v1::ForkSessionRequest r;
         *r.mutable_from() = session;
-        r.set_session_id(Session(random, seed + 1, OneIn(random, 2)).session_id());
+        r.set_session_id(OneIn(random, 2) ? absl::StrCat("fork", absl::Hex(seed))
+                                          : Session(random, seed, false).session_id());
         r.set_tokens(Below(random, 300));
         r.set_all(OneIn(random, 2));
         return Unary("/kvcask.v1.SessionService/ForkSession", r);
@@ -488,7 +489,10 @@ class Speaker {
   std::string ValidPut(Random& random, uint64_t seed) {
     const bool raw = OneIn(random, 2);
     whole_ = true;
-    const v1::SessionRef session = Session(random, seed, true);
+    // A name that no mutation of another turn's comes near.
+    v1::SessionRef session;
+    session.set_namespace_(ns_);
+    session.set_session_id(absl::StrCat("good", absl::Hex(seed * 0x9e3779b97f4a7c15)));
     const auto first_id = static_cast<uint32_t>(random());  // these bytes are no one else's
     const Conversation put = Put(random, session, raw ? "raw" : "int8", first_id);
     const Answer stored = Say(put);
