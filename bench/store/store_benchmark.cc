@@ -65,10 +65,10 @@ double Seconds(const std::function<void()>& step) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-using Bytes = std::vector<uint8_t>;
+using Bytes = ChunkBytes;
 
 Bytes Block(uint64_t i, uint64_t bytes) {
-  Bytes b(bytes);
+  Bytes b(bytes, 0);
   std::mt19937_64 rng(i);
   for (size_t at = 0; at + 8 <= b.size(); at += 8) {
     const uint64_t v = rng();

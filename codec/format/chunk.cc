@@ -135,18 +135,6 @@ void WriteHeader(const ChunkHeader& h, uint8_t flags, size_t groups, uint64_t to
   for (uint32_t id : h.token_ids) w.U32(id);
 }
 
-// Appends bytes, for which there is room; their CRC32C.
-uint32_t Append(absl::Span<const uint8_t> bytes, std::vector<uint8_t>* out) {
-  constexpr size_t kBlock = 16 << 10;  // stays in the cache between copy and sum
-  uint32_t crc = 0;
-  for (size_t at = 0; at < bytes.size(); at += kBlock) {
-    const auto block = bytes.subspan(at, kBlock);
-    out->insert(out->end(), block.begin(), block.end());
-    crc = Crc32cExtend(crc, {out->data() + out->size() - block.size(), block.size()});
-  }
-  return crc;
-}
-
 // Ours, not the file's: a caller that breaks these has a bug.
 void Require(bool holds) {
   if (!holds) std::abort();
@@ -286,57 +274,75 @@ size_t ChunkOverheadBytes(int groups, const ChunkHeader& header) {
 }
 
 size_t ChunkSize(const ChunkHeader& header, absl::Span<const size_t> tile_bytes) {
-  size_t total = LayoutOf(FlagsOf(header), header.tokens, tile_bytes.size()).header;
-  for (size_t bytes : tile_bytes) total = RoundUp(total) + bytes;
-  return total + kCrcBytes;
+  return LayOutChunk(header, tile_bytes).bytes;
 }
 
-std::vector<uint8_t> BuildChunk(const ChunkHeader& header, absl::Span<const EncodedTile> tiles) {
+ChunkLayout LayOutChunk(const ChunkHeader& header, absl::Span<const size_t> tile_bytes) {
+  ChunkLayout layout;
+  layout.tiles.reserve(tile_bytes.size());
+  layout.bytes = LayoutOf(FlagsOf(header), header.tokens, tile_bytes.size()).header;
+  for (size_t bytes : tile_bytes) {
+    layout.tiles.push_back(RoundUp(layout.bytes));
+    layout.bytes = layout.tiles.back() + bytes;
+  }
+  layout.bytes += kCrcBytes;
+  return layout;
+}
+
+void SealChunk(const ChunkHeader& header, absl::Span<const PlacedTile> tiles,
+               absl::Span<uint8_t> chunk) {
   Require(header.tokens >= 1 && header.tokens <= kPageTokens);
   Require(header.positions.size() == static_cast<size_t>(header.tokens));
   Require(header.token_ids.empty() || header.token_ids.size() == header.positions.size());
   Require(header.token_begin % kPageTokens == 0);
   const uint8_t flags = FlagsOf(header);
-  const Layout layout = LayoutOf(flags, header.tokens, tiles.size());
-  size_t total = layout.header;
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    Require(tiles[i].group == static_cast<int>(i));
-    Require(tiles[i].bytes.size() <= std::numeric_limits<uint32_t>::max());
-    Require(tiles[i].tokens > 0 || tiles[i].bytes.empty());
-    total = RoundUp(total) + tiles[i].bytes.size();
+  const size_t head = LayoutOf(flags, header.tokens, tiles.size()).header;
+  size_t end = head;
+  for (const PlacedTile& tile : tiles) {
+    Require(tile.bytes <= std::numeric_limits<uint32_t>::max());
+    Require(tile.tokens > 0 || tile.bytes == 0);
+    end = RoundUp(end) + tile.bytes;
   }
-  // Bulk bytes are touched once: appended to memory that was not zeroed before, summed while
-  // they are in the cache; the chunk's sum is made from the tiles'.
-  std::vector<uint8_t> out;
-  out.reserve(total + kCrcBytes);
-  out.resize(layout.header);
-  Writer w(out.data());
-  WriteHeader(header, flags, tiles.size(), total + kCrcBytes, w);
-  std::vector<uint32_t> crcs;
-  crcs.reserve(tiles.size());
-  for (const EncodedTile& tile : tiles) {
-    out.resize(RoundUp(out.size()));
-    const uint32_t crc = Append(tile.bytes, &out);
-    crcs.push_back(crc);
+  Require(chunk.size() == end + kCrcBytes);
+  Writer w(chunk.data());
+  WriteHeader(header, flags, tiles.size(), chunk.size(), w);
+  for (const PlacedTile& tile : tiles) {
     w.U8(static_cast<uint8_t>(tile.tokens ? tile.token_begin : 0));
     w.U8(static_cast<uint8_t>(tile.tokens));
     w.U16(0);
-    w.U32(static_cast<uint32_t>(tile.bytes.size()));
-    w.U32(crc);
+    w.U32(static_cast<uint32_t>(tile.bytes));
+    w.U32(tile.crc32c);
     w.F32(static_cast<float>(tile.certificate.predicted_kld));
   }
-  w.U32(Crc32c({out.data(), layout.header - kCrcBytes}));
-  uint32_t whole = Crc32c({out.data(), layout.header});
-  size_t end = layout.header;
-  for (size_t i = 0; i < tiles.size(); ++i) {
+  w.U32(Crc32c({chunk.data(), head - kCrcBytes}));
+  // The sum of all is made from the tiles': their bytes are not read again.
+  uint32_t whole = Crc32c({chunk.data(), head});
+  end = head;
+  for (const PlacedTile& tile : tiles) {
     const size_t begin = RoundUp(end);
-    whole = Crc32cExtend(whole, {out.data() + end, begin - end});
-    whole = Crc32cConcat(whole, crcs[i], tiles[i].bytes.size());
-    end = begin + tiles[i].bytes.size();
+    std::fill(chunk.data() + end, chunk.data() + begin, uint8_t{0});
+    whole = Crc32cExtend(whole, {chunk.data() + end, begin - end});
+    whole = Crc32cConcat(whole, tile.crc32c, tile.bytes);
+    end = begin + tile.bytes;
   }
-  out.resize(total + kCrcBytes);
-  Writer(out.data() + total).U32(whole);
-  return out;
+  Writer(chunk.data() + end).U32(whole);
+}
+
+std::vector<uint8_t> BuildChunk(const ChunkHeader& header, absl::Span<const EncodedTile> tiles) {
+  std::vector<size_t> sizes;
+  for (const EncodedTile& tile : tiles) sizes.push_back(tile.bytes.size());
+  const ChunkLayout layout = LayOutChunk(header, sizes);
+  std::vector<uint8_t> chunk(layout.bytes);
+  std::vector<PlacedTile> placed;
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    Require(tiles[i].group == static_cast<int>(i));
+    const uint32_t crc =
+        Crc32cCopy(chunk.data() + layout.tiles[i], tiles[i].bytes.data(), tiles[i].bytes.size());
+    placed.push_back({tiles[i].token_begin, tiles[i].tokens, tiles[i].bytes.size(), crc,
+                      tiles[i].certificate});
+  }
+  SealChunk(header, placed, absl::MakeSpan(chunk));
+  return chunk;
 }
 
 absl::StatusOr<ChunkView> ParseChunk(absl::Span<const uint8_t> bytes, Verify verify) {

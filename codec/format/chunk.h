@@ -72,6 +72,29 @@ struct EncodedTile {
 // each; certificates are kept as fp32. A header that breaks its own limits ends the program.
 std::vector<uint8_t> BuildChunk(const ChunkHeader& header, absl::Span<const EncodedTile> tiles);
 
+// --- a chunk whose tiles are written where they will stay: lay it out, write the tiles, seal it.
+
+// Where a chunk's tiles begin, and its size. Tiles of the same sizes as BuildChunk's.
+struct ChunkLayout {
+  std::vector<uint64_t> tiles;
+  uint64_t bytes = 0;
+};
+ChunkLayout LayOutChunk(const ChunkHeader& header, absl::Span<const size_t> tile_bytes);
+
+// A tile that lies at its place.
+struct PlacedTile {
+  int token_begin = 0;
+  int tokens = 0;
+  size_t bytes = 0;
+  uint32_t crc32c = 0;  // of its bytes; taken at its word
+  Certificate certificate;
+};
+
+// Writes everything but the tiles into `chunk`, which has LayOutChunk's size: then it is what
+// BuildChunk makes of the same. Does not read the tiles. Limits as BuildChunk.
+void SealChunk(const ChunkHeader& header, absl::Span<const PlacedTile> tiles,
+               absl::Span<uint8_t> chunk);
+
 // Reads header and directory. Offsets are recomputed with checked arithmetic; bytes
 // bounded before anything is allocated. DATA_LOSS says what is wrong and at which byte;
 // UNIMPLEMENTED: an unknown version or codec. `verify` checks the whole chunk's CRC32C

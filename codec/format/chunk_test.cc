@@ -100,6 +100,31 @@ TEST(ChunkTest, WhatIsBuiltIsParsedBack) {
   }
 }
 
+TEST(ChunkTest, AChunkSealedInPlaceIsTheOneThatIsBuilt) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 rng(seed);
+  for (int i = 0; i < 200; ++i) {
+    const int tokens = 1 + rng() % kPageTokens, groups = rng() % 6;
+    const Sample s = MakeSample(rng, tokens, groups, rng() % 2, rng() % 2, rng() % 2);
+    std::vector<size_t> sizes;
+    for (const auto& t : s.tiles) sizes.push_back(t.bytes.size());
+    const ChunkLayout layout = LayOutChunk(s.header, sizes);
+    ASSERT_EQ(layout.bytes, ChunkSize(s.header, sizes));
+    std::vector<uint8_t> chunk(layout.bytes, 0xEE);  // as memory comes
+    std::vector<PlacedTile> placed;
+    for (size_t t = 0; t < s.tiles.size(); ++t) {
+      const EncodedTile& tile = s.tiles[t];
+      std::copy(tile.bytes.begin(), tile.bytes.end(), chunk.begin() + layout.tiles[t]);
+      placed.push_back(
+          {tile.token_begin, tile.tokens, sizes[t], Crc32c(tile.bytes), tile.certificate});
+    }
+    SealChunk(s.header, placed, absl::MakeSpan(chunk));
+    EXPECT_EQ(chunk, BuildChunk(s.header, s.tiles));
+    EXPECT_TRUE(ParseChunk(chunk, Verify::kAll).ok());
+  }
+}
+
 TEST(ChunkTest, EveryFlippedBitIsSeen) {
   std::mt19937 rng(1);
   const Sample s = MakeSample(rng, 5, 3, true, true, true);

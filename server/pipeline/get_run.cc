@@ -5,6 +5,7 @@
 
 #include <absl/strings/str_cat.h>
 
+#include "codec/base/crc32c.h"
 #include "codec/builtin_codecs.h"
 #include "server/pipeline/errors.h"
 
@@ -224,6 +225,56 @@ GetRun::Place GetRun::PlaceOf(const GetRectangle& r) const {
           s.head_end - s.head_begin,
           r.token_begin,
           static_cast<uint32_t>(r.token_end - r.token_begin)};
+}
+
+absl::StatusOr<std::optional<GetRun::Stored>> GetRun::AsStored(const GetRectangle& r) const {
+  const ShardState& s = shards_[r.shard];
+  const uint64_t page = r.token_begin / kPageTokens;
+  if (position_offset_ != 0 || (r.token_end - 1) / kPageTokens != page) return std::nullopt;
+  const ChunkState& c = s.chunks[page - s.first_page];
+  const Codec& codec = CodecOf(s, c);
+  if (!codec.tile_is_source() || c.view.header.dtype != dtype_) return std::nullopt;
+  const auto groups = codec.groups();
+  std::vector<int> tiles;
+  uint64_t bytes = 0;
+  int layer = r.layer_begin;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    if (groups[g].layer_end <= r.layer_begin || groups[g].layer_begin >= r.layer_end) continue;
+    const TileEntry& tile = c.view.tiles[g];
+    if (tile.tokens == 0) continue;  // a layer without streams here, or without these tokens
+    const uint64_t first = c.ref->token_begin + tile.token_begin;
+    if (groups[g].layer_begin < layer || groups[g].layer_end > r.layer_end ||
+        first != r.token_begin || first + tile.tokens != r.token_end) {
+      return std::nullopt;
+    }
+    layer = groups[g].layer_end;
+    bytes += tile.bytes;
+    tiles.push_back(static_cast<int>(g));
+  }
+  if (bytes != r.bytes) return std::nullopt;  // of some heads, or of some layers
+  const absl::Time start = absl::Now();
+  Stored stored;
+  stored.owner = c.ref;
+  for (int g : tiles) {
+    if (absl::Status v = VerifyTile(c.view, g); !v.ok()) {
+      metrics_->ChecksumFailure("stored");
+      return Corrupt(v, c.ref->token_begin);
+    }
+    const absl::Span<const uint8_t> tile = c.view.tile(g);
+    stored.crc32c = Crc32cConcat(stored.crc32c, c.view.tiles[g].crc32c, tile.size());
+    auto& pieces = stored.pieces;
+    if (!pieces.empty() && pieces.back().end() == tile.begin()) {
+      pieces.back() = {pieces.back().data(), pieces.back().size() + tile.size()};
+    } else {
+      pieces.push_back(tile);
+    }
+  }
+  const absl::Duration took = absl::Now() - start;
+  const char* name = FindCodec(s.codec->id())->name;
+  const uint64_t raw_bytes = r.bytes / DtypeSize(dtype_) * 2;
+  metrics_->Decoded(name, raw_bytes, took);
+  rates_->Add(name, raw_bytes, took);
+  return stored;
 }
 
 absl::Status GetRun::Decode(const GetRectangle& r, absl::Span<uint8_t> out) const {

@@ -51,6 +51,16 @@ class GetRun {
   // a stored chunk is corrupt; `out` is then unspecified.
   absl::Status Decode(const GetRectangle& r, absl::Span<uint8_t> out) const;
 
+  // The rectangle as it lies in a chunk, for what can be sent from there: whole raw tiles of
+  // one page, as they were put. Verified as Decode verifies; the pieces live as long as
+  // `owner`. None: Decode it.
+  struct Stored {
+    std::vector<absl::Span<const uint8_t>> pieces;  // in order, r.bytes together
+    uint32_t crc32c = 0;
+    std::shared_ptr<const void> owner;
+  };
+  absl::StatusOr<std::optional<Stored>> AsStored(const GetRectangle& r) const;
+
  private:
   friend class Pipeline;
 

@@ -249,8 +249,7 @@ void Pipeline::RunEncodeBatch(std::vector<EncodeTask> batch) {
   }
 }
 
-// Tasks of one codec. Each tile keeps the memory that it was encoded into, or that its
-// source is in when the codec would only copy it.
+// Tasks of one codec. Each tile keeps the memory that it was encoded into.
 void Pipeline::EncodeRange(const Codec& codec, absl::Span<const EncodeTask> tasks) {
   thread_local Workspace workspace;
   const size_t n = tasks.size();
@@ -268,12 +267,6 @@ void Pipeline::EncodeRange(const Codec& codec, absl::Span<const EncodeTask> task
     const PutRun::Unit& unit = run.units_[run.group_units_[t.group]];
     raw_bytes += 2 * uint64_t(unit.elements) * tile.tokens / unit.groups.size();
     const size_t most = codec.MaxTileBytes(t.group, tile.tokens, run.params_.dtype);
-    data[i] = t.run->TakeStaging(t);
-    if (data[i] != nullptr) {
-      finished[i].bytes = most;
-      finished[i].certificate.predicted_kld = 0;
-      continue;
-    }
     data[i].reset(new uint8_t[most]);
     const Group range = codec.groups()[t.group];
     planes.push_back(run.Views(page, range.layer_begin, range.layer_end, tile.token_begin));

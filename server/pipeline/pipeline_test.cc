@@ -143,6 +143,15 @@ class PipelineTest : public ::testing::Test {
       Bytes out(r.bytes, 0xEE);
       const absl::Status s = (*run)->Decode(r, absl::MakeSpan(out));
       EXPECT_TRUE(s.ok()) << s;
+      const auto stored = (*run)->AsStored(r);
+      EXPECT_TRUE(stored.ok()) << stored.status();
+      if (stored.ok() && *stored) {
+        ++as_stored_;
+        Bytes same;
+        for (const auto& p : (*stored)->pieces) same.insert(same.end(), p.begin(), p.end());
+        EXPECT_EQ(same, out);
+        EXPECT_EQ((*stored)->crc32c, Crc32c(out));
+      }
       const GetRun::Place at = (*run)->PlaceOf(r);
       EXPECT_EQ(out, c.Payload(at.layer_begin, at.layer_count, at.head_begin, at.head_count,
                                at.token_begin, at.token_count))
@@ -164,6 +173,7 @@ class PipelineTest : public ::testing::Test {
   Executor executor_;
   Metrics metrics_;
   Pipeline pipeline_;
+  int as_stored_ = 0;  // rectangles that CheckGet found to lie in memory as they are wanted
 };
 
 TEST_F(PipelineTest, ReturnsTheBytesOfAnyRange) {
@@ -375,7 +385,9 @@ TEST_F(PipelineTest, RefusesWhatDoesNotFitTheRunAndStoresNothing) {
 TEST_F(PipelineTest, TilesOfADeadRunAreNotEncoded) {
   const Geometry g = SmallModel();
   const Cache c(g, 128, 9);
-  auto run = pipeline_.OpenPut(Params(g, "s", 0, 128));
+  PutParams params = Params(g, "s", 0, 128);
+  params.codec = "int8";
+  auto run = pipeline_.OpenPut(params);
   ASSERT_TRUE(run.ok());
   // Both workers are held, so that the tiles are still waiting when the run dies.
   std::promise<void> release;
@@ -480,20 +492,93 @@ TEST_F(PipelineTest, ManyWritersAndReadersAtOnce) {
   EXPECT_EQ(store_.Usage().chunks, 3u + 24u);
 }
 
+// Raw pages are laid out before their bytes come: in whatever order they come, whole or in
+// parts, with checksums or without, and after a tail, the chunk is a good one.
+TEST_F(PipelineTest, APageFilledInAnyOrderIsAGoodChunk) {
+  const Geometry g = SmallModel();
+  const Cache c(g, 300, 17);
+  const auto sum = [](const Bytes& b) { return Crc32c(b); };
+  // Tokens 0 to 100 first, unsealed; then the rest, its pages filled from the end.
+  ASSERT_TRUE(Put(c, Params(g, "s", 0, 100), false).ok());
+  auto run = pipeline_.OpenPut(Params(g, "s", 100, 200));
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (const auto& [begin, end] :
+       std::vector<std::pair<int, int>>{{256, 300}, {200, 256}, {128, 160}, {160, 200}, {100, 128}}) {
+    for (int l = 2; l >= 0; --l) {
+      const Bytes payload = c.Payload(l, 1, 0, 4, begin, end - begin);
+      std::optional<uint32_t> crc;
+      if (l != 1) crc = sum(payload);
+      ASSERT_TRUE(Add(**run, Rect(l, 1, begin, end - begin), payload, crc).ok());
+    }
+  }
+  ASSERT_TRUE(Commit(**run, true).ok());
+  auto plan = store_.OpenRead({"", "s"}, 0, 0);
+  ASSERT_TRUE(plan.ok());
+  ASSERT_EQ(plan->shards[0].chunks.size(), 3u);
+  for (const ChunkRef& chunk : plan->shards[0].chunks) {
+    const auto view = ParseChunk(chunk->bytes, Verify::kAll);
+    ASSERT_TRUE(view.ok()) << view.status();
+    for (size_t t = 0; t < view->tiles.size(); ++t) {
+      EXPECT_TRUE(VerifyTile(*view, static_cast<int>(t)).ok());
+    }
+  }
+  CheckGet(c, Whole("s"));
+}
+
+// What lies in memory as a reader wants it is not copied; everything else is decoded.
+TEST_F(PipelineTest, OnlyWholeRawPagesAsTheyWerePutAreGivenAsStored) {
+  const Geometry g = SmallModel();
+  const Cache c(g, 200, 19);
+  ASSERT_TRUE(Put(c, Params(g, "s", 0, 128), true).ok());
+  CheckGet(c, Whole("s"));
+  EXPECT_EQ(as_stored_, 1);
+  ASSERT_TRUE(Put(c, Params(g, "two", 0, 200), true).ok());
+  const auto none = [&](GetParams p, const char* why) {
+    auto run = pipeline_.OpenGet(p);
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (const GetRectangle& r : (*run)->rectangles()) {
+      const auto stored = (*run)->AsStored(r);
+      ASSERT_TRUE(stored.ok()) << stored.status();
+      EXPECT_FALSE(stored->has_value()) << why;
+    }
+  };
+  GetParams p = Whole("s");
+  p.dtype = Dtype::kF32;
+  none(p, "another dtype");
+  p = Whole("s");
+  p.position_offset = 1;
+  none(p, "keys turned");
+  p = Whole("s");
+  p.head_end = 2;
+  none(p, "some heads");
+  p = Whole("s");
+  p.token_begin = 3;
+  p.token_end = 120;
+  none(p, "part of a page");
+  none(Whole("two"), "pages of one rectangle, head by head");
+  PutParams int8 = Params(g, "other", 0, 128);
+  int8.codec = "int8";
+  ASSERT_TRUE(Put(c, int8, true).ok());
+  none(Whole("other"), "codes");
+}
+
 TEST_F(PipelineTest, AFlippedBitIsDataLoss) {
   const Geometry g = SmallModel();
   const Cache c(g, 128, 13);
   ASSERT_TRUE(Put(c, Params(g, "s", 0, 128), true).ok());
   auto plan = store_.OpenRead({"", "s"}, 0, 0);
   ASSERT_TRUE(plan.ok());
-  auto& bytes = const_cast<Bytes&>(plan->shards[0].chunks[0]->bytes);
+  auto& bytes = const_cast<ChunkBytes&>(plan->shards[0].chunks[0]->bytes);
   bytes[bytes.size() / 2] ^= 16;
   auto run = pipeline_.OpenGet(Whole("s"));
   ASSERT_TRUE(run.ok()) << run.status();
   absl::Status worst;
   for (const GetRectangle& r : (*run)->rectangles()) {
     Bytes out(r.bytes);
-    worst.Update((*run)->Decode(r, absl::MakeSpan(out)));
+    const absl::Status decoded = (*run)->Decode(r, absl::MakeSpan(out));
+    const auto stored = (*run)->AsStored(r);
+    EXPECT_EQ(decoded.code(), stored.status().code());
+    worst.Update(decoded);
   }
   EXPECT_EQ(worst.code(), absl::StatusCode::kDataLoss) << worst;
 }

@@ -1,6 +1,7 @@
 #include "server/pipeline/put_run.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include <absl/strings/str_cat.h>
@@ -29,16 +30,32 @@ std::array<uint64_t, 2> Bits(int from, int count) {
   return m;
 }
 
-// Copies bytes out of a list of pieces, in order, with their CRC32C.
+// Copies bytes out of a list of pieces, in order.
 class Cursor {
  public:
   explicit Cursor(absl::Span<const absl::Span<const uint8_t>> pieces) : pieces_(pieces) {}
   void Copy(uint8_t* to, uint64_t n) {
+    Each(n, [&](const uint8_t* from, uint64_t k) {
+      std::memcpy(to, from, k);
+      to += k;
+    });
+  }
+  // The same, and extends `crc` by them.
+  uint32_t CopyAndSum(uint8_t* to, uint64_t n, uint32_t crc) {
+    Each(n, [&](const uint8_t* from, uint64_t k) {
+      crc = Crc32cCopy(to, from, k, crc);
+      to += k;
+    });
+    return crc;
+  }
+
+ private:
+  template <typename F>
+  void Each(uint64_t n, F f) {
     while (n > 0) {
       const auto piece = pieces_[piece_];
       const uint64_t k = std::min<uint64_t>(n, piece.size() - at_);
-      crc_ = Crc32cCopy(to, piece.data() + at_, k, crc_);
-      to += k;
+      f(piece.data() + at_, k);
       n -= k;
       at_ += k;
       if (at_ == piece.size()) {
@@ -47,13 +64,10 @@ class Cursor {
       }
     }
   }
-  uint32_t crc32c() const { return crc_; }
 
- private:
   absl::Span<const absl::Span<const uint8_t>> pieces_;
   size_t piece_ = 0;
   uint64_t at_ = 0;
-  uint32_t crc_ = 0;
 };
 
 }  // namespace
@@ -102,6 +116,29 @@ void PutRun::MapPlanes() {
     u.plane_begin = layer_planes_[u.layer_begin];
     u.plane_end = layer_planes_[u.layer_end];
   }
+  in_place_ = codec_->tile_is_source() &&
+              std::all_of(units_.begin(), units_.end(),
+                          [](const Unit& u) { return u.groups.size() == 1; });
+}
+
+void PutRun::Stage(Page& page, int unit) {
+  Staging& st = page.units[unit];
+  if (st.data != nullptr) return;
+  if (!in_place_) {
+    st.memory.reset(new uint8_t[StagingBytes(units_[unit], page)]);
+    st.data = st.memory.get();
+    return;
+  }
+  if (page.in_place.empty()) {
+    std::vector<size_t> sizes(codec_->groups().size());
+    for (size_t g = 0; g < sizes.size(); ++g) {
+      sizes[g] = StagingBytes(units_[group_units_[g]], page);
+    }
+    page.layout = LayOutChunk(HeaderOf(page, codec_->id()), sizes);
+    page.in_place.resize(page.layout.bytes);
+  }
+  st.data = page.in_place.data() + page.layout.tiles[units_[unit].groups[0]];
+  st.sums.resize(units_[unit].rows);
 }
 
 absl::Status PutRun::Init() {
@@ -221,7 +258,7 @@ absl::Status PutRun::LoadTail() {
   const int seen = static_cast<int>(before_.tail_tokens);
   for (size_t u = 0; u < units_.size(); ++u) {
     Staging& st = page.units[u];
-    st.data.reset(new uint8_t[StagingBytes(units_[u], page)]);
+    Stage(page, static_cast<int>(u));
     st.have.resize(units_[u].rows);
   }
   Workspace workspace;
@@ -269,7 +306,7 @@ std::vector<ConstPlaneView> PutRun::Views(const Page& page, int layer_begin, int
   std::vector<ConstPlaneView> out;
   for (int p = layer_planes_[layer_begin]; p < layer_planes_[layer_end]; ++p) {
     const Plane& plane = planes_[p];
-    const uint8_t* base = page.units[plane.unit].data.get();
+    const uint8_t* base = page.units[plane.unit].data;
     ConstPlaneView v;
     v.dim_stride = size;
     v.token_stride = plane.head_dim * size;
@@ -401,6 +438,10 @@ void PutRun::CountDown(const RectangleSpec& r, const Rows& rows) {
       last_unit = plane.unit;
     }
     if (page.tokens < kPageTokens) return;  // a tail waits for the commit
+    if (in_place_) {
+      if (WholeInPlace(page)) SealInPlace(page);
+      return;
+    }
     for (int u = planes_[rows.planes.front()].unit; u <= last_unit; ++u) {
       Staging& st = page.units[u];
       if (st.cells_missing == 0 && !st.submitted) Submit(pi, u);
@@ -439,6 +480,7 @@ absl::Status PutRun::Take(const RectangleSpec& r,
   if (absl::Status s = Mark(r, *rows); !s.ok()) return s;
 
   Cursor cursor(pieces);
+  uint32_t sum = 0;  // of the payload, if it has to be known
   const uint64_t element = DtypeSize(params_.dtype);
   for (int p : rows->planes) {
     const Plane& plane = planes_[p];
@@ -447,18 +489,29 @@ absl::Status PutRun::Take(const RectangleSpec& r,
       ForPages(r.token_begin, r.token_count, first_token_, [&](int pi, int from, int n) {
         Page& page = pages_[pi];
         Staging& st = page.units[plane.unit];
-        if (!st.data) st.data.reset(new uint8_t[StagingBytes(units_[plane.unit], page)]);
+        Stage(page, plane.unit);
         const uint64_t row = plane.head_dim * element;
-        uint8_t* to = st.data.get() + plane.first_element * page.tokens * element +
+        uint8_t* to = st.data + plane.first_element * page.tokens * element +
                       (uint64_t(h) * page.tokens + from) * row;
-        cursor.Copy(to, n * row);
+        Staging::Sum* row_sum = in_place_ ? &st.sums[plane.first_row + h] : nullptr;
+        if (row_sum != nullptr && row_sum->summed == from) {
+          // One pass for both the payload's sum and the tile's.
+          const uint32_t crc = cursor.CopyAndSum(to, n * row, 0);
+          row_sum->crc32c = Crc32cConcat(row_sum->crc32c, crc, n * row);
+          row_sum->summed += n;
+          if (crc32c) sum = Crc32cConcat(sum, crc, n * row);
+        } else if (crc32c) {
+          sum = cursor.CopyAndSum(to, n * row, sum);
+        } else {
+          cursor.Copy(to, n * row);
+        }
       });
     }
   }
-  if (crc32c && *crc32c != cursor.crc32c()) {
+  if (crc32c && *crc32c != sum) {
     pipeline_->metrics_->ChecksumFailure("received");
     return WithReason(
-        absl::DataLossError(absl::StrCat("payload's CRC32C is ", absl::Hex(cursor.crc32c(), absl::kZeroPad8),
+        absl::DataLossError(absl::StrCat("payload's CRC32C is ", absl::Hex(sum, absl::kZeroPad8),
                                          ", the message says ", absl::Hex(*crc32c, absl::kZeroPad8),
                                          " (layers from ", r.layer_begin, ", tokens from ",
                                          r.token_begin, ")")),
@@ -491,15 +544,6 @@ void PutRun::Submit(int page, int unit) {
   }
 }
 
-std::unique_ptr<uint8_t[]> PutRun::TakeStaging(const EncodeTask& task) {
-  const int unit = group_units_[task.group];
-  if (!codec_->tile_is_source() || units_[unit].groups.size() != 1 ||
-      pages_[task.page].tiles[task.group].token_begin != 0) {
-    return nullptr;
-  }
-  return std::move(pages_[task.page].units[unit].data);
-}
-
 // On an executor thread.
 void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job,
                        std::unique_ptr<uint8_t[]> data) {
@@ -523,7 +567,10 @@ void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job,
       tile.certificate = job.certificate;
       progress_.stored_bytes += job.bytes;
     }
-    if (--st.tiles_left == 0) st.data.reset();
+    if (--st.tiles_left == 0) {
+      st.memory.reset();
+      st.data = nullptr;
+    }
     page_done = --page.tiles_left == 0 && error_.ok();
   }
   if (page_done) FinishPage(page, codec_->id(), codec_->groups());
@@ -534,7 +581,7 @@ void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job,
   MaybeCommit();
 }
 
-void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups) {
+ChunkHeader PutRun::HeaderOf(const Page& page, CodecId codec) const {
   ChunkHeader h;
   h.codec = codec;
   h.quality = codec == CodecId::kRaw ? Quality::kDefault : quality_;
@@ -548,19 +595,82 @@ void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> group
   const auto ids = Slice(token_ids_, page, 0, page.tokens);
   h.positions.assign(positions.begin(), positions.end());
   h.token_ids.assign(ids.begin(), ids.end());
+  return h;
+}
 
-  NewChunk chunk;
-  std::vector<EncodedTile> tiles;
-  double kld = 0;
-  bool certified = false;
+void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups) {
+  const ChunkHeader h = HeaderOf(page, codec);
+  std::vector<size_t> sizes;
+  for (const Tile& t : page.tiles) sizes.push_back(t.bytes);
+  const ChunkLayout layout = LayOutChunk(h, sizes);
+  ChunkBytes bytes(layout.bytes);
+  std::vector<PlacedTile> placed;
   for (size_t g = 0; g < groups.size(); ++g) {
     const Tile& t = page.tiles[g];
-    tiles.push_back(
-        {static_cast<int>(g), t.token_begin, t.tokens, {t.data.get(), t.bytes}, t.certificate});
-    if (t.certificate.predicted_kld >= 0) {
-      certified = true;
-      kld += t.certificate.predicted_kld;
+    const uint32_t crc = Crc32cCopy(bytes.data() + layout.tiles[g], t.data.get(), t.bytes);
+    placed.push_back({t.token_begin, t.tokens, t.bytes, crc, t.certificate});
+  }
+  std::vector<Tile>().swap(page.tiles);
+  ChunkBytes().swap(page.in_place);
+  KeepChunk(page, h, placed, std::move(bytes));
+}
+
+bool PutRun::WholeInPlace(const Page& page) const {
+  if (page.in_place.empty() || page.sealed) return false;
+  return std::all_of(page.units.begin(), page.units.end(),
+                     [](const Staging& st) { return st.cells_missing == 0; });
+}
+
+void PutRun::SealInPlace(Page& page) {
+  const absl::Time start = absl::Now();
+  const uint64_t element = DtypeSize(params_.dtype);
+  std::vector<PlacedTile> placed(codec_->groups().size());
+  uint64_t raw_bytes = 0, stored_bytes = 0;
+  for (size_t u = 0; u < units_.size(); ++u) {
+    Staging& st = page.units[u];
+    st.submitted = true;
+    if (units_[u].elements == 0) continue;  // of no tokens
+    PlacedTile& tile = placed[units_[u].groups[0]];
+    tile.tokens = page.tokens;
+    tile.bytes = StagingBytes(units_[u], page);
+    tile.certificate.predicted_kld = 0;
+    bool all = true;
+    for (const Staging::Sum& sum : st.sums) all = all && sum.summed == page.tokens;
+    if (all) {
+      for (int p = units_[u].plane_begin; p < units_[u].plane_end; ++p) {
+        const Plane& plane = planes_[p];
+        for (int h = 0; h < plane.heads; ++h) {
+          tile.crc32c = Crc32cConcat(tile.crc32c, st.sums[plane.first_row + h].crc32c,
+                                     plane.head_dim * element * page.tokens);
+        }
+      }
+    } else {  // some of it came out of order, or from the session's tail
+      tile.crc32c = Crc32c({st.data, tile.bytes});
     }
+    raw_bytes += 2 * static_cast<uint64_t>(units_[u].elements) * page.tokens;
+    stored_bytes += tile.bytes;
+    st.data = nullptr;
+  }
+  page.sealed = true;
+  KeepChunk(page, HeaderOf(page, codec_->id()), placed, std::move(page.in_place));
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    progress_.stored_bytes += stored_bytes;
+  }
+  pipeline_->metrics_->Encoded(FindCodec(codec_->id())->name, raw_bytes, stored_bytes,
+                               absl::Now() - start);
+}
+
+void PutRun::KeepChunk(Page& page, const ChunkHeader& header,
+                       absl::Span<const PlacedTile> tiles, ChunkBytes bytes) {
+  SealChunk(header, tiles, absl::MakeSpan(bytes));
+  NewChunk chunk;
+  double kld = 0;
+  bool certified = false;
+  for (const PlacedTile& t : tiles) {
+    if (t.certificate.predicted_kld < 0) continue;
+    certified = true;
+    kld += t.certificate.predicted_kld;
   }
   for (size_t u = 0; u < units_.size(); ++u) {
     const int tokens = page.tokens - page.units[u].token_begin;
@@ -568,13 +678,12 @@ void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> group
   }
   chunk.token_begin = page.token_begin;
   chunk.tokens = static_cast<uint32_t>(page.tokens);
-  chunk.bytes = BuildChunk(h, tiles);
+  chunk.bytes = std::move(bytes);
   if (certified) chunk.predicted_kld = kld;
   const uint64_t index = (page.token_begin - first_token_) / kPageTokens;
   if (index < prefix_ids_.size()) {
     chunk.prefix_id = prefix_ids_[index];
   }
-  std::vector<Tile>().swap(page.tiles);
   page.chunk = std::move(chunk);  // read only once outstanding_ is zero
 }
 
@@ -674,6 +783,11 @@ void PutRun::Commit(bool seal, bool durable,
   }
   for (size_t p = 0; status.ok() && p < pages_.size(); ++p) {
     Page& page = pages_[p];
+    if (page.sealed) continue;
+    if (WholeInPlace(page)) {
+      SealInPlace(page);
+      continue;
+    }
     if (page.tokens < kPageTokens && !seal) {
       status = EncodeTail(page);
       continue;

@@ -1,8 +1,10 @@
 // One run of tokens of one shard on its way into the store.
 //
 // Rectangles are copied once, into staging memory by page and group; a tile is encoded as
-// soon as all its elements are there, a page becomes a chunk when all its tiles are. Until
-// Commit the store knows nothing of it; dropping the run leaves nothing.
+// soon as all its elements are there, a page becomes a chunk when all its tiles are. Where a
+// tile is its source (raw), the staging of a page is its chunk: each byte is copied and summed
+// once, from the transport's memory to where it stays. Until Commit the store knows nothing of
+// it; dropping the run leaves nothing.
 //
 // Add and Commit are called by one thread at a time; everything else may be called from
 // any. Reference-counted: tiles that are being encoded hold the run.
@@ -21,6 +23,7 @@
 #include <absl/status/statusor.h>
 #include <absl/types/span.h>
 
+#include "codec/format/chunk.h"
 #include "server/pipeline/pipeline.h"
 
 namespace kvcask {
@@ -86,8 +89,15 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   };
   // What came of a unit in a page: [plane][head][token][dim], every page token's room there.
   struct Staging {
-    std::unique_ptr<uint8_t[]> data;            // null: nothing came, or encoded already
+    uint8_t* data = nullptr;                    // null: nothing came, or encoded already
+    std::unique_ptr<uint8_t[]> memory;          // of data, unless that is the page's chunk
     std::vector<std::array<uint64_t, 2>> have;  // by row: a bit for each token of the page
+    // By row, in chunks: the CRC32C of its first `summed` tokens.
+    struct Sum {
+      uint32_t crc32c = 0;
+      int summed = 0;
+    };
+    std::vector<Sum> sums;
     int64_t cells_missing = 0;                  // rows x tokens
     int token_begin = 0;                        // older tokens of the page are absent
     bool submitted = false;                     // the encoder's from here on
@@ -105,6 +115,11 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
     std::vector<Staging> units;
     std::vector<Tile> tiles;   // by group
     int tiles_left = 0;
+    // Of runs whose tiles are their sources, once something came: the chunk to be, its tiles
+    // at `layout`, its units' staging in it.
+    ChunkBytes in_place;
+    ChunkLayout layout;
+    bool sealed = false;  // in_place has become `chunk`
     std::optional<NewChunk> chunk;
   };
   // A rectangle in the shard's own numbers.
@@ -132,10 +147,17 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   void Submit(int page, int unit);
   // `data`: the memory of job.destination, which the tile keeps.
   void OnEncoded(const EncodeTask& task, const EncodeJob& job, std::unique_ptr<uint8_t[]> data);
-  // The staging of a unit, when it is what the tile's encoding would be; else null.
-  std::unique_ptr<uint8_t[]> TakeStaging(const EncodeTask& task);
   bool dead() const;  // an error or an abort: nothing of it will be stored
+  // Room for what comes of a unit.
+  void Stage(Page& page, int unit);
+  ChunkHeader HeaderOf(const Page& page, CodecId codec) const;
+  // All of the page came, into its chunk to be.
+  bool WholeInPlace(const Page& page) const;
+  void SealInPlace(Page& page);
   void FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups);
+  // `tiles`: of bytes, where the chunk's are.
+  void KeepChunk(Page& page, const ChunkHeader& header, absl::Span<const PlacedTile> tiles,
+                 ChunkBytes bytes);
   void MaybeCommit();
   uint64_t StagingBytes(const Unit& u, const Page& p) const {
     return static_cast<uint64_t>(u.elements) * p.tokens * DtypeSize(params_.dtype);
@@ -161,6 +183,7 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   std::vector<int> layer_planes_;  // first plane of each layer; one more at the end
   std::vector<Unit> units_;
   std::vector<int> group_units_;
+  bool in_place_ = false;  // each unit is one tile, which is its source
   uint64_t first_token_ = 0;                     // of the first page
   std::vector<uint32_t> positions_, token_ids_;  // from first_token_
   std::vector<PrefixId> prefix_ids_;             // of the whole pages; or none

@@ -52,7 +52,7 @@ class GetCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   struct Decoded {
     bool ready = false;
-    grpc::Slice slice;
+    std::vector<grpc::Slice> slices;
     uint32_t crc32c = 0;
   };
 
@@ -87,6 +87,15 @@ class GetCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     Pump();
   }
 
+  // A chunk's own memory, which the slice keeps from going.
+  static grpc::Slice Borrowed(absl::Span<const uint8_t> bytes,
+                              const std::shared_ptr<const void>& owner) {
+    return grpc::Slice(
+        const_cast<uint8_t*>(bytes.data()), bytes.size(),
+        [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); },
+        new std::shared_ptr<const void>(owner));
+  }
+
   // On an executor thread.
   void Decode(size_t i) {
     const GetRectangle& r = run_->rectangles()[i];
@@ -94,13 +103,24 @@ class GetCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       absl::MutexLock lock(&mu_);
       if (ending_) return;
     }
-    grpc::Slice slice(r.bytes);
-    auto out = absl::MakeSpan(const_cast<uint8_t*>(slice.begin()), slice.size());
-    absl::Status s = run_->Decode(r, out);
-    if (!s.ok()) return End(s);
-    const uint32_t crc = request_.crc32c() ? Crc32c(out) : 0;
+    std::vector<grpc::Slice> slices;
+    uint32_t crc = 0;
+    auto stored = run_->AsStored(r);
+    if (!stored.ok()) return End(stored.status());
+    if (*stored) {
+      for (const auto& piece : (*stored)->pieces) {
+        slices.push_back(Borrowed(piece, (*stored)->owner));
+      }
+      crc = (*stored)->crc32c;
+    } else {
+      slices.emplace_back(r.bytes);
+      auto out = absl::MakeSpan(const_cast<uint8_t*>(slices[0].begin()), slices[0].size());
+      absl::Status s = run_->Decode(r, out);
+      if (!s.ok()) return End(s);
+      if (request_.crc32c()) crc = Crc32c(out);
+    }
     absl::MutexLock lock(&mu_);
-    decoded_[i].slice = std::move(slice);
+    decoded_[i].slices = std::move(slices);
     decoded_[i].crc32c = crc;
     decoded_[i].ready = true;
     Pump();
@@ -155,11 +175,11 @@ class GetCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     to->set_token_begin(p.token_begin);
     to->set_token_count(p.token_count);
     if (request_.crc32c()) head.set_crc32c(decoded_[i].crc32c);
-    const grpc::Slice payload = std::move(decoded_[i].slice);
-    decoded_[i].slice = grpc::Slice();
+    const std::vector<grpc::Slice> payload = std::move(decoded_[i].slices);
+    decoded_[i].slices.clear();
     out_bytes_ = r.bytes;
     serving_->metrics->Sent(r.bytes);
-    Write(FrameData(head, absl::MakeSpan(&payload, 1)));
+    Write(FrameData(head, payload));
   }
 
   void End(const absl::Status& status) {

@@ -119,7 +119,7 @@ class DiskTier final : public Tier {
     return Write(&batch, false, "writing a chunk");
   }
 
-  absl::StatusOr<std::vector<uint8_t>> ReadChunk(uint64_t id) const override {
+  absl::StatusOr<UnsetBytes> ReadChunk(uint64_t id) const override {
     const std::string key = ChunkKey(id);
     rocksdb::ReadOptions read;
     read.fill_cache = false;
@@ -137,7 +137,7 @@ class DiskTier final : public Tier {
     if (ChunkChecksum(key, bytes) != crc) {
       return absl::DataLossError(absl::StrCat("disk tier: chunk ", id, ": its CRC32C differs"));
     }
-    return std::vector<uint8_t>(bytes.begin(), bytes.end());
+    return UnsetBytes(bytes.begin(), bytes.end());
   }
 
   absl::Status Apply(const Records& records, bool sync) override {

@@ -12,7 +12,7 @@
 namespace kvcask {
 namespace {
 
-using Bytes = std::vector<uint8_t>;
+using Bytes = UnsetBytes;
 namespace fs = std::filesystem;
 
 class DiskTierTest : public testing::Test {

@@ -60,12 +60,12 @@ class FakeTier : public Tier {
     damaged_.erase(id);
     return absl::OkStatus();
   }
-  absl::StatusOr<std::vector<uint8_t>> ReadChunk(uint64_t id) const override {
+  absl::StatusOr<UnsetBytes> ReadChunk(uint64_t id) const override {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto it = now_.chunks.find(id);
     if (it == now_.chunks.end()) return absl::DataLossError("no such chunk");
     if (damaged_.count(id)) return absl::DataLossError("a damaged chunk");
-    return it->second;
+    return UnsetBytes(it->second.begin(), it->second.end());
   }
   absl::Status Apply(const Records& records, bool sync) override {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -31,12 +31,13 @@
 #include <string>
 #include <vector>
 
+#include "codec/base/unset_bytes.h"
 #include "server/admission/byte_budget.h"
 
 namespace kvcask {
 
 using Digest = std::array<uint8_t, 32>;
-using ChunkBytes = std::vector<uint8_t>;
+using ChunkBytes = UnsetBytes;
 
 class Tier;
 

@@ -62,7 +62,7 @@ inline std::vector<NewChunk> Chunks(const Tokens& all, uint64_t begin, const Ses
                        std::to_string(traits.shard_count) + ":";
     for (uint32_t i = 0; i < c.tokens; ++i) text += std::to_string(all[b + i]) + ",";
     c.bytes.assign(text.begin(), text.end());
-    c.bytes.resize(text.size() + (whole ? 20 : 50));
+    c.bytes.resize(text.size() + (whole ? 20 : 50), 0);
     c.raw_bytes = 30 * c.tokens;
     c.predicted_kld = whole ? 0.25 * (1 + shard) : -1;
     if (ids && whole) {

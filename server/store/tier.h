@@ -21,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "codec/base/unset_bytes.h"
+
 namespace kvcask {
 
 class Tier {
@@ -37,7 +39,7 @@ class Tier {
   // or not, and may be written again.
   virtual absl::Status WriteChunk(uint64_t id, absl::Span<const uint8_t> bytes) = 0;
   // DATA_LOSS: it is not there or not what was written. UNAVAILABLE: try again.
-  virtual absl::StatusOr<std::vector<uint8_t>> ReadChunk(uint64_t id) const = 0;
+  virtual absl::StatusOr<UnsetBytes> ReadChunk(uint64_t id) const = 0;
   // All or nothing. `sync`: it, and all writes before it, survive a power failure from here on.
   virtual absl::Status Apply(const Records& records, bool sync) = 0;
   virtual absl::Status Sync() = 0;
