@@ -20,23 +20,31 @@ struct DecodeBatch {
   int sinks;  // positions below are
   DeviceTables tables;  // the set that all of the tiles use
   TileState* states;
+  int* failed;  // a Failure of each tile
   uint8_t* classes;
   int16_t* symbols;
 };
 
-// Sines and cosines of every tile's positions: what rotated keys turn by. Tiles kept as received
-// turn by position_offset alone.
-cudaError_t LaunchAngles(const DecodeBatch& batch, int tokens, cudaStream_t stream);
-// Token classes: the order of tokens, the rows' places. A warp a tile.
-cudaError_t LaunchOpen(const DecodeBatch& batch, cudaStream_t stream);
-// The table of every symbol. A block for 32 rows of a tile.
-cudaError_t LaunchClasses(const DecodeBatch& batch, int rows, cudaStream_t stream);
+// Cosines, then sines, of positions that tiles share.
+struct AngleBatch {
+  const AngleDesc* tables;
+  int count;
+  const DeviceRope* ropes;
+  int rope_count, all_pairs;
+};
+
+// What rotated keys turn by; `tokens` a table has at most.
+cudaError_t LaunchAngles(const AngleBatch& batch, int tokens, cudaStream_t stream);
+// Token classes: the order of tokens, the rows' places; then the table of every symbol. A block
+// a tile.
+cudaError_t LaunchPrepare(const DecodeBatch& batch, cudaStream_t stream);
 // rANS: a warp a segment. Bound for one segment: the chain of dependent steps.
 cudaError_t LaunchSegments(const DecodeBatch& batch, cudaStream_t stream);
 // Symbols to coordinates in fp16, zeros where a place has none. A block for 32 rows of a tile.
 cudaError_t LaunchDequantise(const DecodeBatch& batch, int rows, cudaStream_t stream);
 // Adds mu, turns keys, stores in the reader's layout; elements kept as received and 10-bit sinks
-// too. A block for a member of a tile.
-cudaError_t LaunchStore(const DecodeBatch& batch, int members, cudaStream_t stream);
+// too. At most so many tokens, elements of a head and members have the tiles and their groups.
+cudaError_t LaunchStore(const DecodeBatch& batch, int tokens, int head_dim, int members,
+                        cudaStream_t stream);
 
 }  // namespace kvcask::fklt

@@ -1,96 +1,14 @@
 #include "codec/fklt/cuda/encode_kernels.h"
 
+#include "device/launch.h"
+
 namespace kvcask::fklt {
 namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr float kLargestElement = 65504;
 constexpr int kQuantiseThreads = 512;
 constexpr int kParts = kQuantiseThreads / kMaxTokens;  // of the rows, for each token
 constexpr int kStepClasses = 13;
-
-__device__ __forceinline__ float LoadAs(int dtype, const uint8_t* p) {
-  if (dtype == 3) {
-    if (reinterpret_cast<uintptr_t>(p) % 4 == 0) return *reinterpret_cast<const float*>(p);
-    return __uint_as_float(p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24);
-  }
-  const uint32_t u = reinterpret_cast<uintptr_t>(p) % 2 == 0
-                         ? *reinterpret_cast<const uint16_t*>(p)
-                         : p[0] | p[1] << 8;
-  if (dtype == 1) return __uint_as_float(u << 16);
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(u)));
-}
-
-// The number of each token among the coded ones, -1 for sinks. By the first 128 threads; all call.
-__device__ void NumberCoded(const uint32_t* positions, int tokens, int sinks, int16_t* number) {
-  __shared__ int counts[4];
-  const int t = threadIdx.x;
-  bool coded = false;
-  unsigned mask = 0;
-  if (t < kMaxTokens) {
-    coded = t < tokens && positions[t] >= static_cast<uint32_t>(sinks);
-    mask = __ballot_sync(kAll, coded);
-    if (t % 32 == 0) counts[t / 32] = __popc(mask);
-  }
-  __syncthreads();
-  if (t < kMaxTokens) {
-    int n = __popc(mask & ((1u << t % 32) - 1));
-    for (int w = 0; w < t / 32; ++w) n += counts[w];
-    number[t] = static_cast<int16_t>(coded ? n : -1);
-  }
-  __syncthreads();
-}
-
-__global__ void GatherKernel(EncodeBatch batch) {
-  const EncodeTileDesc& t = batch.tiles[blockIdx.x];
-  const DeviceGroup& g = batch.groups[t.group];
-  if (static_cast<int>(blockIdx.y) >= g.members) return;
-  __shared__ int16_t number[kMaxTokens];
-  NumberCoded(t.positions, t.tokens, batch.sinks, number);
-  const DeviceMember m = g.member[blockIdx.y];
-  const DevicePlane plane = t.planes[m.plane];
-  const uint8_t* const base = plane.data + m.head * plane.head_stride;
-  DeviceRope rope{};
-  if (m.rope >= 0) rope = batch.ropes[m.rope];
-  const float unscale = m.rope >= 0 ? static_cast<float>(1 / (rope.scale * rope.scale)) : 1.0f;
-  const int angles = t.tokens * batch.all_pairs;
-  const int n = t.tokens * m.head_dim;
-  bool bad = false;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    const int token = i / m.head_dim, e = i % m.head_dim;
-    const int64_t offset =
-        t.pages == nullptr
-            ? token * plane.token_stride
-            : t.pages[token / t.page_tokens] + (token % t.page_tokens) * plane.token_stride;
-    const uint8_t* const row = base + offset;
-    float v = LoadAs(t.dtype, row + e * plane.dim_stride);
-    bad |= !(fabsf(v) <= 3.402823466e38f);
-    if (number[token] < 0) continue;
-    if (m.rope >= 0 && e < 2 * rope.pairs) {
-      int pair, partner;
-      float sign;  // of the inverse rotation's sine
-      if (rope.style == 1) {
-        const bool low = e < rope.pairs;
-        pair = low ? e : e - rope.pairs;
-        partner = low ? e + rope.pairs : e - rope.pairs;
-        sign = low ? 1.0f : -1.0f;
-      } else {
-        pair = e / 2;
-        partner = e ^ 1;
-        sign = e % 2 == 0 ? 1.0f : -1.0f;
-      }
-      const float w = LoadAs(t.dtype, row + partner * plane.dim_stride);
-      const int at = token * batch.all_pairs + rope.first_angle + pair;
-      // The table has the scale multiplied in: twice too often for the inverse.
-      v = (v * t.angles[at] + sign * w * t.angles[angles + at]) * unscale;
-    }
-    v -= g.mu[m.offset + e];
-    bad |= !(fabsf(v) <= kLargestElement);
-    t.x[static_cast<size_t>(t.column + number[token]) * g.dimensions + m.offset + e] =
-        __float2half_rn(v);
-  }
-  if (bad) batch.states[blockIdx.x].failed = kOutOfRange;
-}
 
 // FORMAT.md 5.1 to 5.4 of one tile.
 __global__ void __launch_bounds__(kQuantiseThreads) QuantiseKernel(EncodeBatch batch) {
@@ -458,25 +376,19 @@ __global__ void AssembleKernel(EncodeBatch batch) {
 
 }  // namespace
 
-cudaError_t LaunchGather(const EncodeBatch& batch, int members, cudaStream_t stream) {
-  GatherKernel<<<dim3(batch.tile_count, members), 256, 0, stream>>>(batch);
-  return cudaGetLastError();
-}
-
 cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream) {
-  QuantiseKernel<<<batch.tile_count, kQuantiseThreads, 0, stream>>>(batch);
+  KVCASK_LAUNCH(QuantiseKernel, batch.tile_count, kQuantiseThreads, 0, stream, batch);
   return cudaGetLastError();
 }
 
 cudaError_t LaunchEncodeSegments(const EncodeBatch& batch, cudaStream_t stream) {
   const int n = batch.tile_count * batch.segments_most;
-  EncodeSegmentsKernel<<<(n + kEncodeWarps - 1) / kEncodeWarps, kEncodeWarps * 32, 0, stream>>>(
-      batch);
+  KVCASK_LAUNCH(EncodeSegmentsKernel, (n + kEncodeWarps - 1) / kEncodeWarps, kEncodeWarps * 32, 0, stream, batch);
   return cudaGetLastError();
 }
 
 cudaError_t LaunchAssemble(const EncodeBatch& batch, cudaStream_t stream) {
-  AssembleKernel<<<batch.tile_count, 256, 0, stream>>>(batch);
+  KVCASK_LAUNCH(AssembleKernel, batch.tile_count, 256, 0, stream, batch);
   return cudaGetLastError();
 }
 

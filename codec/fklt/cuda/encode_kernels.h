@@ -23,8 +23,10 @@ struct EncodeBatch {
   int segments_most;
 };
 
-// x - mu, K un-rotated, in fp16; sinks left out. A block for a member of a tile.
-cudaError_t LaunchGather(const EncodeBatch& batch, int members, cudaStream_t stream);
+// x - mu, K un-rotated, in fp16; sinks left out. At most so many tokens, elements of a head and
+// members have the tiles and their groups.
+cudaError_t LaunchGather(const EncodeBatch& batch, int tokens, int head_dim, int members,
+                         cudaStream_t stream);
 // Token classes, integers, certificate, header. A block for a tile.
 cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream);
 // rANS, last symbol first: a warp a segment.

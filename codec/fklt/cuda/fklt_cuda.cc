@@ -26,7 +26,7 @@ namespace {
 // fp16 operands: matrices are scaled so that their largest element is about this.
 constexpr float kLargestOperand = 256;
 constexpr int kParts = 7;
-constexpr const char* kDecodeParts[kParts] = {"copy in", "open", "classes", "rans",
+constexpr const char* kDecodeParts[kParts] = {"copy in", "angles", "prepare", "rans",
                                               "dequantise", "gemm", "store"};
 constexpr const char* kEncodeParts[kParts] = {"copy in", "gather",   "gemm", "quantise",
                                               "rans",    "assemble", "copy out"};
@@ -51,6 +51,15 @@ const char* Describe(int failure) {
 int CountBelow(absl::Span<const uint32_t> positions, uint32_t limit) {
   return static_cast<int>(
       std::count_if(positions.begin(), positions.end(), [&](uint32_t p) { return p < limit; }));
+}
+
+// The tiles of a page name the same positions: one table of angles serves them.
+bool SameAngles(const DecodeJob& a, const DecodeJob& b) {
+  return a.positions.data() == b.positions.data() && a.tokens == b.tokens &&
+         a.position_offset == b.position_offset;
+}
+bool SameAngles(const EncodeJob& a, const EncodeJob& b) {
+  return a.positions.data() == b.positions.data() && a.tokens == b.tokens;
 }
 
 template <typename T>
@@ -107,6 +116,7 @@ class Engine : public FkltCuda {
     for (const GroupCoder* c : coders_) {
       out_groups_.push_back(c->group());
       max_members_ = std::max(max_members_, static_cast<int>(c->members().size()));
+      for (const MemberPlace& m : c->members()) head_dim_ = std::max(head_dim_, m.head_dim);
     }
     if (absl::Status s = LoadTables(); !s.ok()) return s;
     return LoadGroups();
@@ -127,12 +137,23 @@ class Engine : public FkltCuda {
     return parts;
   }
   cudaStream_t stream() const override { return stream_; }
+  std::vector<EngineRow> Rows(int group) const override {
+    std::vector<EngineRow> rows;
+    for (const MemberPlace& m : coders_[group]->members()) {
+      rows.push_back({m.layer, m.plane, m.head, m.head_dim});
+    }
+    return rows;
+  }
 
  private:
   absl::Status LoadTables();
   absl::Status LoadGroups();
   // Checks one job and fills its description and segments; pointers are set later.
   absl::Status Plan(const DecodeJob& job, size_t index, DecodeTileDesc* tile);
+  AngleBatch Angles(const AngleDesc* tables, size_t count) const {
+    return {tables, static_cast<int>(count),
+            reinterpret_cast<const DeviceRope*>(rope_memory_.data()), rope_count_, all_pairs_};
+  }
   void Mark(int i) { cudaEventRecord(events_[i], stream_); }
 
   const std::shared_ptr<const FkltProfile> profile_;
@@ -150,7 +171,7 @@ class Engine : public FkltCuda {
   DeviceMemory rope_memory_, frequency_memory_;
   DeviceMemory sensitivity_memory_;
   bool encoding_ = false;
-  int rope_count_ = 0, all_pairs_ = 0, max_members_ = 0, y_exponent_ = 0;
+  int rope_count_ = 0, all_pairs_ = 0, max_members_ = 0, head_dim_ = 0, y_exponent_ = 0;
 
   // Of the batch under way.
   std::vector<DecodeTileDesc> tiles_;
@@ -413,12 +434,12 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
 
   std::vector<GemmBatch> gemms(coders_.size());
   uint64_t symbols = 0;
-  int tokens = 0, rows = 0, gemm_rows = 0;
+  int tokens = 0, wanted = 0, gemm_rows = 0;
   for (DecodeTileDesc& t : tiles_) {
     t.symbols = symbols;
     symbols += (static_cast<uint64_t>(t.groups) * kGroupSymbols + 127) / 128 * 128;
     tokens = std::max(tokens, t.tokens);
-    rows = std::max(rows, t.rows);
+    wanted = std::max(wanted, t.token_end - t.token_begin);
     if (t.mode == kRawMode) continue;
     GemmBatch& g = gemms[t.group];
     t.column = g.columns;
@@ -431,12 +452,15 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   }
 
   // Inputs: one copy of descriptions, planes, pages, positions and tiles.
-  size_t planes = 0, pages = 0, positions = 0, bytes = 0;
+  size_t planes = 0, pages = 0, positions = 0, bytes = 0, tables = 0;
   for (size_t i = 0; i < tiles_.size(); ++i) {
     const DecodeJob& job = jobs[job_of_[i]];
+    if (i == 0 || !SameAngles(jobs[job_of_[i - 1]], job)) {
+      ++tables;
+      positions += job.tokens;
+    }
     planes += job.destination.planes.size();
     pages += job.destination.pages.offsets.size();
-    positions += job.tokens;
     if (device_tiles.empty()) bytes += (job.tile.size() + 15) / 16 * 16;
   }
   struct Inputs {
@@ -445,6 +469,7 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     DevicePlane* planes;
     int64_t* pages;
     uint32_t* positions;
+    AngleDesc* angles;
     uint8_t* bytes;
   };
   auto cut_inputs = [&](Cutter c, Inputs* in) {
@@ -453,6 +478,7 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     in->planes = c.Take<DevicePlane>(planes);
     in->pages = c.Take<int64_t>(pages);
     in->positions = c.Take<uint32_t>(positions);
+    in->angles = c.Take<AngleDesc>(tables);
     in->bytes = c.Take<uint8_t>(bytes);
     return c.used();
   };
@@ -465,12 +491,14 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
 
   struct Work {
     TileState* states;
+    int* failed;
     uint8_t* classes;
     int16_t* symbols;
     float* angles;
   } work;
   auto cut_work = [&](Cutter c, Work* w) {
     w->states = c.Take<TileState>(tiles_.size());
+    w->failed = c.Take<int>(tiles_.size());
     w->classes = c.Take<uint8_t>(symbols);
     w->symbols = c.Take<int16_t>(symbols);
     w->angles = c.Take<float>(2 * positions * all_pairs_);
@@ -484,10 +512,16 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   if (absl::Status s = work_.Reserve(cut_work(Cutter(), &work)); !s.ok()) return s;
   cut_work(Cutter(work_.data()), &work);
 
-  size_t plane = 0, page = 0, position = 0, byte = 0;
+  size_t plane = 0, page = 0, position = 0, byte = 0, table = 0;
   for (size_t i = 0; i < tiles_.size(); ++i) {
     DecodeTileDesc& t = tiles_[i];
     const DecodeJob& job = jobs[job_of_[i]];
+    if (i == 0 || !SameAngles(jobs[job_of_[i - 1]], job)) {
+      host.angles[table++] = {device.positions + position, work.angles + 2 * position * all_pairs_,
+                              job.position_offset, job.tokens};
+      std::copy(job.positions.begin(), job.positions.end(), host.positions + position);
+      position += job.tokens;
+    }
     const GemmBatch& g = gemms[t.group];
     t.y = g.y;
     t.x = g.x;
@@ -499,9 +533,8 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     }
     t.pages = job.destination.pages.offsets.empty() ? nullptr : device.pages + page;
     for (int64_t offset : job.destination.pages.offsets) host.pages[page++] = offset;
-    t.positions = device.positions + position;
-    t.angles = work.angles + 2 * position * all_pairs_;
-    for (uint32_t p : job.positions) host.positions[position++] = p;
+    t.positions = host.angles[table - 1].positions;
+    t.angles = host.angles[table - 1].angles;
     if (!device_tiles.empty()) {
       t.bytes = device_tiles[job_of_[i]];
     } else {
@@ -526,6 +559,7 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     b.tiles = device.tiles + begin;
     b.tile_count = static_cast<int>(end - begin);
     b.states = work.states + begin;
+    b.failed = work.failed + begin;
     b.groups = reinterpret_cast<const DeviceGroup*>(group_memory_.data());
     b.ropes = reinterpret_cast<const DeviceRope*>(rope_memory_.data());
     b.rope_count = rope_count_;
@@ -547,12 +581,9 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     batches.push_back(b);
     begin = end;
   }
-  for (const DecodeBatch& b : batches) {
-    KVCASK_CUDA(LaunchAngles(b, tokens, stream_));
-    KVCASK_CUDA(LaunchOpen(b, stream_));
-  }
+  KVCASK_CUDA(LaunchAngles(Angles(device.angles, table), tokens, stream_));
   Mark(2);
-  for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchClasses(b, rows, stream_));
+  for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchPrepare(b, stream_));
   Mark(3);
   for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchSegments(b, stream_));
   Mark(4);
@@ -574,11 +605,12 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     if (!status.ok()) return status;
   }
   Mark(6);
-  for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchStore(b, max_members_, stream_));
+  for (const DecodeBatch& b : batches) {
+    KVCASK_CUDA(LaunchStore(b, wanted, head_dim_, max_members_, stream_));
+  }
   if (absl::Status s = states_back_.Reserve(tiles_.size() * sizeof(int)); !s.ok()) return s;
-  KVCASK_CUDA(cudaMemcpy2DAsync(states_back_.data(), sizeof(int), &work.states->failed,
-                                sizeof(TileState), sizeof(int), tiles_.size(),
-                                cudaMemcpyDeviceToHost, stream_));
+  KVCASK_CUDA(cudaMemcpyAsync(states_back_.data(), work.failed, tiles_.size() * sizeof(int),
+                              cudaMemcpyDeviceToHost, stream_));
   Mark(7);
   return absl::OkStatus();
 }
@@ -599,7 +631,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   std::vector<size_t> job_of;
   std::vector<GemmBatch> gemms(coders_.size());
   uint64_t symbols = 0;
-  size_t planes = 0, pages = 0, positions = 0;
+  size_t planes = 0, pages = 0, positions = 0, tables = 0;
   int tokens = 0, segments_most = 0, set = -1;
   for (size_t i = 0; i < jobs.size(); ++i) {
     EncodeJob& job = jobs[i];
@@ -650,7 +682,10 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     tokens = std::max(tokens, job.tokens);
     planes += job.source.planes.size();
     pages += job.source.pages.offsets.size();
-    positions += job.tokens;
+    if (tiles.empty() || !SameAngles(jobs[job_of.back()], job)) {
+      ++tables;
+      positions += job.tokens;
+    }
     tiles.push_back(t);
     job_of.push_back(i);
   }
@@ -658,14 +693,14 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
 
   struct Inputs {
     EncodeTileDesc* tiles;
-    DecodeTileDesc* angles;  // what LaunchAngles reads
+    AngleDesc* angles;
     DevicePlane* planes;
     int64_t* pages;
     uint32_t* positions;
   } host, device;
   auto cut_inputs = [&](Cutter c, Inputs* in) {
     in->tiles = c.Take<EncodeTileDesc>(tiles.size());
-    in->angles = c.Take<DecodeTileDesc>(tiles.size());
+    in->angles = c.Take<AngleDesc>(tables);
     in->planes = c.Take<DevicePlane>(planes);
     in->pages = c.Take<int64_t>(pages);
     in->positions = c.Take<uint32_t>(positions);
@@ -705,10 +740,16 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   if (absl::Status s = work_.Reserve(cut_work(Cutter())); !s.ok()) return s;
   cut_work(Cutter(work_.data()));
 
-  size_t plane = 0, page = 0, position = 0;
+  size_t plane = 0, page = 0, position = 0, table = 0;
   for (size_t i = 0; i < tiles.size(); ++i) {
     EncodeTileDesc& t = tiles[i];
     const EncodeJob& job = jobs[job_of[i]];
+    if (i == 0 || !SameAngles(jobs[job_of[i - 1]], job)) {
+      host.angles[table++] = {device.positions + position, work.angles + 2 * position * all_pairs_,
+                              0, job.tokens};
+      std::copy(job.positions.begin(), job.positions.end(), host.positions + position);
+      position += job.tokens;
+    }
     t.x = work.x[t.group];
     t.y = work.y[t.group];
     t.y_stride = gemms[t.group].columns;
@@ -722,15 +763,9 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     }
     t.pages = job.source.pages.offsets.empty() ? nullptr : device.pages + page;
     for (int64_t offset : job.source.pages.offsets) host.pages[page++] = offset;
-    t.positions = device.positions + position;
-    t.angles = work.angles + 2 * position * all_pairs_;
-    for (uint32_t p : job.positions) host.positions[position++] = p;
+    t.positions = host.angles[table - 1].positions;
+    t.angles = host.angles[table - 1].angles;
     host.tiles[i] = t;
-    DecodeTileDesc a{};
-    a.tokens = t.tokens;
-    a.positions = t.positions;
-    a.angles = const_cast<float*>(t.angles);
-    host.angles[i] = a;
   }
   EncodeBatch b{};
   b.tiles = device.tiles;
@@ -746,20 +781,13 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   b.symbols = work.symbols;
   b.segment_bytes = work.segment_bytes;
   b.segments_most = segments_most;
-  DecodeBatch angles{};
-  angles.tiles = device.angles;
-  angles.tile_count = b.tile_count;
-  angles.ropes = b.ropes;
-  angles.rope_count = rope_count_;
-  angles.all_pairs = all_pairs_;
-
   Mark(0);
   KVCASK_CUDA(cudaMemcpyAsync(inputs_.data(), staging_.data(), input_bytes,
                               cudaMemcpyHostToDevice, stream_));
   Mark(1);
   KVCASK_CUDA(cudaMemsetAsync(work.states, 0, tiles.size() * sizeof(EncodeState), stream_));
-  KVCASK_CUDA(LaunchAngles(angles, tokens, stream_));
-  KVCASK_CUDA(LaunchGather(b, max_members_, stream_));
+  KVCASK_CUDA(LaunchAngles(Angles(device.angles, table), tokens, stream_));
+  KVCASK_CUDA(LaunchGather(b, tokens, head_dim_, max_members_, stream_));
   Mark(2);
   for (size_t g = 0; g < gemms.size(); ++g) {
     const int columns = gemms[g].columns, d = coders_[g]->dimensions(), rows = gemms[g].rows;
@@ -811,6 +839,62 @@ absl::StatusOr<std::unique_ptr<FkltCuda>> FkltCuda::Make(
   auto engine = std::make_unique<Engine>(std::move(profile), coders, shard);
   if (absl::Status s = engine->Load(); !s.ok()) return s;
   return std::unique_ptr<FkltCuda>(std::move(engine));
+}
+
+namespace {
+
+// Keeps what an engine borrows.
+class OwnedEngine : public CudaEngine {
+ public:
+  absl::Status Load(const CodecSpec& spec) {
+    auto shard = SliceGeometry(spec.model, spec.shard);
+    if (!shard.ok()) return shard.status();
+    shard_ = *std::move(shard);
+    auto profile = FkltProfile::Read(spec.profile);
+    if (!profile.ok()) return profile.status();
+    std::vector<const GroupCoder*> pointers;
+    for (const GroupModel& model : (*profile)->groups) {
+      const Member& m = model.members[0];  // groups never cross a shard: the CPU's codec checked
+      if (m.layer < spec.shard.layer_begin || m.layer >= spec.shard.layer_end ||
+          m.head < spec.shard.head_begin || m.head >= spec.shard.head_end) {
+        continue;
+      }
+      auto coder = GroupCoder::Make(model, shard_, spec.shard);
+      if (!coder.ok()) return coder.status();
+      pointers.push_back(coder->get());
+      coders_.push_back(*std::move(coder));
+    }
+    auto engine = FkltCuda::Make(*std::move(profile), pointers, shard_);
+    if (!engine.ok()) return engine.status();
+    engine_ = *std::move(engine);
+    return absl::OkStatus();
+  }
+
+  std::vector<EngineRow> Rows(int group) const override { return engine_->Rows(group); }
+  absl::Status StartDecode(absl::Span<DecodeJob> jobs,
+                           absl::Span<const uint8_t* const> device_tiles) override {
+    return engine_->StartDecode(jobs, device_tiles);
+  }
+  absl::Status FinishDecode(absl::Span<DecodeJob> jobs) override {
+    return engine_->FinishDecode(jobs);
+  }
+  absl::Status Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* const> out) override {
+    return engine_->Encode(jobs, out);
+  }
+  cudaStream_t stream() const override { return engine_->stream(); }
+
+ private:
+  Geometry shard_;
+  std::vector<std::unique_ptr<GroupCoder>> coders_;
+  std::unique_ptr<FkltCuda> engine_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaEngine>> MakeFkltEngine(const CodecSpec& spec) {
+  auto engine = std::make_unique<OwnedEngine>();
+  if (absl::Status s = engine->Load(spec); !s.ok()) return s;
+  return std::unique_ptr<CudaEngine>(std::move(engine));
 }
 
 }  // namespace kvcask::fklt

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "codec/cuda/device_plane.h"
 #include "codec/fklt/tile_layout.h"
 
 namespace kvcask::fklt {
@@ -55,9 +56,12 @@ struct DeviceTables {
   int first_shifted;
 };
 
-struct DevicePlane {
-  uint8_t* data;
-  int64_t head_stride, token_stride, dim_stride;
+// A table of angles: of one run of positions, moved by an offset.
+struct AngleDesc {
+  const uint32_t* positions;
+  float* angles;  // cosines, then sines: [tokens][all ropes' pairs] each
+  int64_t position_offset;
+  int tokens;
 };
 
 // A tile to be decoded.
@@ -68,7 +72,7 @@ struct DecodeTileDesc {
   const uint32_t* positions;
   __half* y;             // of the group's batch: [rows][y_stride], this tile's places from `column`
   const __half* x;       // of the group's batch: [y_stride][dimensions]
-  float* angles;         // cosines, then sines: [tokens][all ropes' pairs] each
+  const float* angles;   // of its positions: see AngleDesc
   int64_t position_offset;
   uint64_t symbols;      // of its first symbol in the batch's arrays
   uint32_t segment_bytes;  // where the sinks begin: header and segments are before it
@@ -97,7 +101,6 @@ struct SegmentDesc {
 
 // What kernels learn of a tile.
 struct TileState {
-  int failed;                         // 0: good; else a Failure
   uint32_t x[32];                     // lanes of segment 0 after the token classes
   uint32_t cursor;                    // its words
   uint8_t token_at[kMaxTokens];       // by place, among the coded

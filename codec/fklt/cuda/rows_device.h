@@ -1,0 +1,102 @@
+// Elements of the reader's and writer's layouts, for the kernels that move them: store and gather.
+//
+// A row of head_dim elements is cut into units of 16: two runs of 8, so that a thread moves 16
+// bytes twice and has both halves of the pairs that turn together. Angles stay in registers while a
+// thread goes from head to head.
+#pragma once
+
+#include "codec/cuda/elements_device.h"
+#include "codec/fklt/cuda/plan.h"
+#include "device/launch.h"
+
+namespace kvcask::fklt {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kRotateHalf = 1;      // RopeStyle
+constexpr int kMoveThreads = 256;
+
+// Of element e of a row that turns: its partner, and the sign of the sine.
+struct Pair {
+  int pair, partner;
+  float sign;
+};
+__device__ __forceinline__ Pair PairOf(const DeviceRope& rope, int e) {
+  if (rope.style == kRotateHalf) {
+    const bool low = e < rope.pairs;
+    return {low ? e : e - rope.pairs, low ? e + rope.pairs : e - rope.pairs, low ? -1.0f : 1.0f};
+  }
+  return {e / 2, e ^ 1, e % 2 == 0 ? -1.0f : 1.0f};
+}
+
+// Unit u of a row: elements [a, a + 8) and [b, b + 8). With halves, a's turn with b's by pairs
+// from a on; without, the pairs are neighbours, in those of the runs that begin below 2 pairs.
+struct Unit {
+  int a, b;
+  bool halves;
+};
+__device__ __forceinline__ Unit UnitOf(int head_dim, const DeviceRope& rope, int u) {
+  if (rope.style == kRotateHalf) {
+    if (8 * u < rope.pairs) return {8 * u, 8 * u + rope.pairs, true};
+    const int rest = head_dim - 2 * rope.pairs;
+    const int a = rope.pairs + 8 * u;  // 2 pairs + what is left of u
+    return {a, a + rest / 2, false};
+  }
+  return {8 * u, 8 * u + head_dim / 2, false};
+}
+// Whether a member's rows can be moved by units: 16-bit elements one after another, and everything
+// that is read beside them aligned.
+__device__ __forceinline__ bool MovesByUnits(const DeviceGroup& g, const DeviceMember& m,
+                                             const DeviceRope& rope, int all_pairs, int dtype,
+                                             int64_t dim_stride) {
+  return dtype != kF32 && dim_stride == 2 && m.head_dim % 16 == 0 && m.offset % 8 == 0 &&
+         g.dimensions % 8 == 0 && Aligned(g.mu + m.offset, 16) && rope.pairs % 8 == 0 &&
+         (rope.pairs == 0 || (all_pairs % 4 == 0 && rope.first_angle % 4 == 0));
+}
+
+// Sines and cosines that a thread holds: of eight pairs, for halves; of four for each run else.
+struct HeldAngles {
+  float cosine[8], sine[8];
+  const float* from = nullptr;
+
+  // `at`: of the cosine of the first pair; the sines are `apart` floats after.
+  __device__ __forceinline__ void Hold(const float* at, int apart) {
+    if (from == at) return;
+    from = at;
+    LoadFloats(at, cosine);
+    LoadFloats(at + apart, sine);
+  }
+};
+
+// number[t]: of token t among those that are not sinks, or -1 - its number among the sinks. By the
+// first 128 threads of a block; all call.
+__device__ __forceinline__ void NumberTokens(const uint32_t* positions, int tokens, uint32_t sinks,
+                                             int16_t* number) {
+  __shared__ int counts[kMaxTokens / 32];
+  const int t = threadIdx.x;
+  bool coded = false;
+  unsigned mask = 0;
+  if (t < kMaxTokens) {
+    coded = t < tokens && positions[t] >= sinks;
+    mask = __ballot_sync(kAllLanes, coded);
+    if (t % 32 == 0) counts[t / 32] = __popc(mask);
+  }
+  __syncthreads();
+  if (t < kMaxTokens) {
+    int n = __popc(mask & ((1u << t % 32) - 1));
+    for (int w = 0; w < t / 32; ++w) n += counts[w];
+    number[t] = static_cast<int16_t>(coded ? n : -1 - (t - n));
+  }
+  __syncthreads();
+}
+
+// Blocks of a launch over tiles of at most `tokens` tokens and `members` heads of at most
+// `head_dim`: x tiles, y parts of the tokens, z parts of the members. Few tiles are cut so that all
+// multiprocessors have work; of many, a thread takes all members, one after another.
+inline dim3 MoveGrid(int tiles, int tokens, int head_dim, int members) {
+  const int parts = max(1, (tokens * max(1, head_dim / 16) + kMoveThreads - 1) / kMoveThreads);
+  constexpr int kEnough = 1056;  // blocks: eight on each of 132 multiprocessors
+  const int splits = min(members, max(1, kEnough / max(1, tiles * parts)));
+  return dim3(tiles, parts, splits);
+}
+
+}  // namespace kvcask::fklt
