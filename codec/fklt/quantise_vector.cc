@@ -50,7 +50,9 @@ bool Quantise(int row_term, const float* y, int count, float rounding, const flo
     const VI c = hn::Max(hn::Zero(d), hn::Min(last, hn::Add(hn::ShiftRight<5>(scaled), sixteen)));
     const VF v = hn::IfThenElseZero(here, hn::LoadU(f, y + p));
     const VF magnitude = hn::Abs(v);
-    const VF a = hn::Add(hn::Mul(magnitude, hn::LoadU(f, scales.inverse_step + p)), half);
+    // Behind `count` scales may be anything, and 0 times infinity would not fit.
+    const VF inverse = hn::IfThenElseZero(here, hn::LoadU(f, scales.inverse_step + p));
+    const VF a = hn::Add(hn::Mul(magnitude, inverse), half);
     const auto fits = hn::Lt(a, limit);  // false for NaN
     good = hn::And(good, hn::RebindMask(d, fits));
     const VI n = hn::ConvertTo(d, hn::IfThenElseZero(fits, a));
