@@ -24,6 +24,10 @@ constexpr CodecEntry FixedLattice(const char* name, const char* description) {
   return entry;
 }
 
+// Of codec/kakeya/recipes.
+constexpr char kKakeyaRecipes[] =
+    "boundary boundary-deepseek guarded hot-ends k-only per-head sinks v-only";
+
 constexpr CodecEntry kCodecs[] = {
     {CodecId::kRaw, "raw", "the bytes as they were put", /*needs_profile=*/false,
      /*has_quality=*/false, /*lossless=*/true, MakeRawCodec},
@@ -52,13 +56,17 @@ constexpr CodecEntry kCodecs[] = {
      "default k-only kivi4 lattice-boundary turbo-rescue v-only vllm-3bit-nc vllm-4bit-nc "
      "vllm-k3v4-nc vllm-k8v4"},
     {CodecId::kKakeya10, "kakeya-1.0", "block PCA, 16 lines, the 8 largest coordinates of a row",
-     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya10Codec},
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya10Codec,
+     /*takes_means=*/false, CanonicalKakeyaSetting, kKakeyaRecipes},
     {CodecId::kKakeya12, "kakeya-1.2", "block PCA, 16 lines, a 3-bit code for each coordinate",
-     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya12Codec},
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya12Codec,
+     /*takes_means=*/false, CanonicalKakeyaSetting, kKakeyaRecipes},
     {CodecId::kKakeya13, "kakeya-1.3", "randomized PCA of half the rank, 16 lines, 2-bit codes",
-     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya13Codec},
+     /*needs_profile=*/false, /*has_quality=*/false, /*lossless=*/false, MakeKakeya13Codec,
+     /*takes_means=*/false, CanonicalKakeyaSetting, kKakeyaRecipes},
     {CodecId::kKakeya13Ppl, "kakeya-1.3-ppl", "kakeya-1.3 with its profile's guardrails",
-     /*needs_profile=*/true, /*has_quality=*/false, /*lossless=*/false, MakeKakeya13PplCodec},
+     /*needs_profile=*/true, /*has_quality=*/false, /*lossless=*/false, MakeKakeya13PplCodec,
+     /*takes_means=*/false, CanonicalKakeyaSetting, kKakeyaRecipes},
 };
 
 }  // namespace

@@ -85,7 +85,7 @@ absl::Status ReadTables(const Profile& profile, const std::string& stream,
 
 }  // namespace
 
-absl::StatusOr<Calibration> CalibrationOf(const Params& params) {
+absl::StatusOr<Calibration> CalibrationOf(const Params& params, int layers) {
   if (absl::Status s = CheckParams(params); !s.ok()) return s;
   if (params.whiten_keys || params.k.calibrated_centroids || params.v.calibrated_centroids) {
     return absl::FailedPreconditionError(
@@ -93,16 +93,27 @@ absl::StatusOr<Calibration> CalibrationOf(const Params& params) {
   }
   Calibration c;
   c.params = params;
+  if (absl::Status s = ResolveLayers(layers, &c.params); !s.ok()) return s;
   return c;
+}
+
+absl::StatusOr<Params> ParamsOfProfile(const Profile& profile, const std::string& name) {
+  if (profile.codec() != name) {
+    return absl::FailedPreconditionError(absl::StrCat("profile ", profile.name(), " is for codec ",
+                                                      profile.codec(), "; expected ", name));
+  }
+  const auto json = profile.metadata().find("kakeya");
+  absl::StatusOr<Params> params =
+      json == profile.metadata().end() ? PresetParams(name) : ParamsFromJson(json->second);
+  if (!params.ok()) return Bad(profile, params.status().message());
+  return params;
 }
 
 absl::StatusOr<Calibration> ReadCalibration(const Profile& profile, const Geometry& model,
                                             const std::string& name,
                                             std::optional<Params> instead) {
-  if (profile.codec() != name) {
-    return absl::FailedPreconditionError(absl::StrCat("profile ", profile.name(), " is for codec ",
-                                                      profile.codec(), "; expected ", name));
-  }
+  absl::StatusOr<Params> params = ParamsOfProfile(profile, name);
+  if (!params.ok()) return params.status();
   const std::string difference =
       DescribeGeometryDifference(profile.geometry(), model, "the profile", "the data");
   if (!difference.empty()) {
@@ -110,12 +121,9 @@ absl::StatusOr<Calibration> ReadCalibration(const Profile& profile, const Geomet
         absl::StrCat("profile ", profile.name(), " is for another geometry: ", difference));
   }
   Calibration c;
-  const auto json = profile.metadata().find("kakeya");
-  absl::StatusOr<Params> params = instead                            ? *instead
-                                  : json == profile.metadata().end() ? PresetParams(name)
-                                                                     : ParamsFromJson(json->second);
-  if (!params.ok()) return Bad(profile, params.status().message());
-  c.params = *std::move(params);
+  c.params = instead ? *std::move(instead) : *std::move(params);
+  absl::Status in_model = ResolveLayers(static_cast<int>(model.layers.size()), &c.params);
+  if (!in_model.ok()) return Bad(profile, in_model.message());
   for (int layer = 0; layer < static_cast<int>(model.layers.size()) && c.params.whiten_keys;
        ++layer) {
     for (const StreamGeometry& s : model.layers[layer].streams) {

@@ -35,9 +35,14 @@ struct Calibration {
   std::vector<std::vector<float>> k_centroids{4}, v_centroids{4};
 };
 
-// Of a codec made without a profile: the preset's parameters alone. FAILED_PRECONDITION where
-// they ask for what only a profile has.
-absl::StatusOr<Calibration> CalibrationOf(const Params& params);
+// Of a codec made without a profile, for a model of so many layers: the parameters alone.
+// FAILED_PRECONDITION where they ask for what only a profile has; INVALID_ARGUMENT as CheckParams
+// and ResolveLayers.
+absl::StatusOr<Calibration> CalibrationOf(const Params& params, int layers);
+
+// The parameters that a profile made for the codec `name` carries, else the preset's. Errors as
+// ReadCalibration's.
+absl::StatusOr<Params> ParamsOfProfile(const Profile& profile, const std::string& name);
 
 // Reads a profile made for the codec `name`. FAILED_PRECONDITION: for another codec or
 // geometry; INVALID_ARGUMENT: a tensor that is missing, misshapen, not finite, not ascending

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "codec/kakeya/kakeya.h"
+#include "codec/kakeya/test_profile.h"
 #include "codec/testing/test_cache.h"
 
 namespace kvcask {
@@ -28,7 +29,8 @@ struct Golden {
 };
 constexpr Golden kGoldens[] = {{"kakeya_1.0", MakeKakeya10Codec, 0},
                                {"kakeya_1.2", MakeKakeya12Codec, 0},
-                               {"kakeya_1.3", MakeKakeya13Codec, 1}};
+                               {"kakeya_1.3", MakeKakeya13Codec, 1},
+                               {"kakeya_1.3_ppl", MakeKakeya13PplCodec, 0}};
 
 Geometry GoldenGeometry() {
   Geometry g = UniformGeometry(2, 2, 8, StandardRope(RopeStyle::kRotateHalf, 8, 1e4));
@@ -75,10 +77,16 @@ void MaybeWrite(const std::string& name, const std::vector<uint8_t>& bytes) {
 class GoldenTest : public testing::TestWithParam<Golden> {
  protected:
   GoldenTest() : g_(GoldenGeometry()) {
-    auto codec = GetParam().make({g_, {0, 1, 0, 2, 0, 2}, nullptr});
+    std::shared_ptr<const Profile> profile;
+    if (NeedsProfile()) {
+      profile =
+          kakeya::MakeTestProfile(g_, R"({"preset": "kakeya-1.3-ppl"})", kakeya::DyadicTensors(g_));
+    }
+    auto codec = GetParam().make({g_, {0, 1, 0, 2, 0, 2}, profile});
     EXPECT_TRUE(codec.ok()) << codec.status();
     codec_ = *std::move(codec);
   }
+  static bool NeedsProfile() { return GetParam().make == MakeKakeya13PplCodec; }
   std::vector<uint8_t> Encode(const TestCache& in) {
     const auto positions = PositionsFrom(kFirst, kTokens);
     std::vector<uint8_t> tile(codec_->MaxTileBytes(GetParam().group, kTokens, Dtype::kBf16));
@@ -138,8 +146,14 @@ TEST_P(GoldenTest, KeptTilesDecodeToTheKeptNumbers) {
   const std::vector<uint8_t> fresh = Encode(in);
   TestCache got = Cache(Dtype::kF32);
   if (std::getenv("KVCASK_UPDATE_GOLDEN") != nullptr) {
-    std::vector<uint8_t> file = {
-        static_cast<uint8_t>(GetParam().group), kTokens - 1, 0, 0, kTokens - 1, 128, 2, 0};
+    std::vector<uint8_t> file = {static_cast<uint8_t>(GetParam().group | NeedsProfile() << 1),
+                                 kTokens - 1,
+                                 0,
+                                 0,
+                                 kTokens - 1,
+                                 128,
+                                 2,
+                                 0};
     file.insert(file.end(), fresh.begin(), fresh.end());
     MaybeWrite(Name("tile_", ".tile"), file);
     ASSERT_TRUE(Decode(fresh, got).ok());

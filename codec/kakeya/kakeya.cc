@@ -303,13 +303,18 @@ absl::StatusOr<std::unique_ptr<Codec>> Make(CodecId id, const char* name, bool t
   if (absl::Status s = spec.model.Validate(); !s.ok()) return s;
   absl::StatusOr<Geometry> geometry = SliceGeometry(spec.model, spec.shard);
   if (!geometry.ok()) return geometry.status();
-  absl::StatusOr<Calibration> calibration = absl::FailedPreconditionError(
-      absl::StrCat("codec ", name, " needs a profile, and none was named"));
-  if (spec.profile != nullptr) {
-    calibration = kakeya::ReadCalibration(*spec.profile, spec.model, name);
-  } else if (!takes_profile) {
-    calibration = kakeya::CalibrationOf(*kakeya::PresetParams(name));
+  if (spec.profile == nullptr && takes_profile) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("codec ", name, " needs a profile, and none was named"));
   }
+  absl::StatusOr<kakeya::Params> params = kakeya::PresetParams(name);
+  if (spec.profile != nullptr) params = kakeya::ParamsOfProfile(*spec.profile, name);
+  if (params.ok()) params = kakeya::ApplySetting(spec.setting, *params);
+  if (!params.ok()) return params.status();
+  absl::StatusOr<Calibration> calibration =
+      spec.profile != nullptr
+          ? kakeya::ReadCalibration(*spec.profile, spec.model, name, *params)
+          : kakeya::CalibrationOf(*params, static_cast<int>(spec.model.layers.size()));
   if (!calibration.ok()) return calibration.status();
   return std::make_unique<KakeyaCodec>(id, *std::move(geometry), spec.shard,
                                        *std::move(calibration));
@@ -328,6 +333,10 @@ absl::StatusOr<std::unique_ptr<Codec>> MakeKakeya13Codec(const CodecSpec& spec) 
 }
 absl::StatusOr<std::unique_ptr<Codec>> MakeKakeya13PplCodec(const CodecSpec& spec) {
   return Make(CodecId::kKakeya13Ppl, "kakeya-1.3-ppl", true, spec);
+}
+
+absl::StatusOr<std::string> CanonicalKakeyaSetting(absl::string_view setting) {
+  return kakeya::CanonicalSetting(setting);
 }
 
 }  // namespace kvcask

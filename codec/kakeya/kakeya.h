@@ -22,4 +22,7 @@ absl::StatusOr<std::unique_ptr<Codec>> MakeKakeya12Codec(const CodecSpec& spec);
 absl::StatusOr<std::unique_ptr<Codec>> MakeKakeya13Codec(const CodecSpec& spec);
 absl::StatusOr<std::unique_ptr<Codec>> MakeKakeya13PplCodec(const CodecSpec& spec);
 
+// Of all four: the name of a recipe (recipes/), or changes of the parameters as JSON; params.h.
+absl::StatusOr<std::string> CanonicalKakeyaSetting(absl::string_view setting);
+
 }  // namespace kvcask

@@ -120,7 +120,9 @@ Calibration LoadCalibration(const Options& o, const Geometry* geometry) {
     params = *parsed;
   }
   if (o.profile.empty() || geometry == nullptr) {
-    auto c = CalibrationOf(params.value_or(*PresetParams("kakeya-1.3")));
+    // A matrix is of no layer.
+    const int layers = geometry == nullptr ? 1024 : static_cast<int>(geometry->layers.size());
+    auto c = CalibrationOf(params.value_or(*PresetParams("kakeya-1.3")), layers);
     Check(c.status());
     return *c;
   }

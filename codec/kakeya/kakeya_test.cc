@@ -4,16 +4,18 @@
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
 
-#include "codec/base/geometry_json.h"
-#include "codec/base/safetensors.h"
 #include "codec/kakeya/calibration.h"
 #include "codec/kakeya/params.h"
-#include "codec/profile/profile.h"
+#include "codec/kakeya/test_profile.h"
 #include "codec/testing/test_cache.h"
 #include "codec/transform/rope.h"
 
@@ -25,11 +27,9 @@ using kakeya::ParamsFromJson;
 using kakeya::ParamsToJson;
 using kakeya::PresetParams;
 
-struct Tensor {
-  std::vector<int64_t> shape;
-  std::vector<float> numbers;
-};
-using Tensors = std::map<std::string, Tensor>;
+using Tensor = kakeya::TestTensor;
+using Tensors = kakeya::TestTensors;
+using kakeya::MakeTestProfile;
 
 Geometry Mixed() {
   Geometry g = UniformGeometry(5, 2, 32, StandardRope(RopeStyle::kRotateHalf, 32, 1e4));
@@ -46,33 +46,6 @@ Geometry Mixed() {
   return g;
 }
 
-std::shared_ptr<const Profile> MakeProfile(const Geometry& g, const std::string& params,
-                                           const Tensors& tensors,
-                                           const std::string& codec = "kakeya-1.3-ppl") {
-  std::vector<uint8_t> file;
-  SafetensorsWriter writer([&](absl::Span<const uint8_t> b) {
-    file.insert(file.end(), b.begin(), b.end());
-    return absl::OkStatus();
-  });
-  writer.SetMetadata("kvcask.profile", "0");
-  writer.SetMetadata("codec", codec);
-  writer.SetMetadata("name", "test");
-  writer.SetMetadata("model", "test");
-  writer.SetMetadata("geometry", GeometryToJson(g));
-  writer.SetMetadata("kakeya", params);
-  for (const auto& [name, t] : tensors) EXPECT_TRUE(writer.Declare(name, "F32", t.shape).ok());
-  EXPECT_TRUE(writer.Begin().ok());
-  for (const auto& [name, t] : tensors) {
-    EXPECT_TRUE(
-        writer.Write({reinterpret_cast<const uint8_t*>(t.numbers.data()), t.numbers.size() * 4})
-            .ok());
-  }
-  EXPECT_TRUE(writer.Finish().ok());
-  auto profile = Profile::Parse(file);
-  EXPECT_TRUE(profile.ok()) << profile.status();
-  return *profile;
-}
-
 class KakeyaTest : public testing::Test {
  protected:
   KakeyaTest() : seed_(std::random_device{}()), rng_(seed_), g_(Mixed()) {}
@@ -86,7 +59,7 @@ class KakeyaTest : public testing::Test {
   }
   // The codec with a profile: whatever parameters, and a factor for every key head.
   void UseParams(const std::string& params) {
-    Use(MakeKakeya13PplCodec(Whole(g_, MakeProfile(g_, params, RandomTensors()))));
+    Use(MakeKakeya13PplCodec(Whole(g_, MakeTestProfile(g_, params, RandomTensors()))));
   }
   Tensors RandomTensors() {
     Tensors out;
@@ -337,11 +310,11 @@ TEST_F(KakeyaTest, WhitenedKeysKeepScoresBetterThanPlainOnes) {
     Use(MakeKakeya13PplCodec(
         {g,
          {0, 1, 0, 1, 0, 1},
-         MakeProfile(g,
-                     absl::StrCat(R"({"preset": "kakeya-1.3", "rows": "per_head",
+         MakeTestProfile(g,
+                         absl::StrCat(R"({"preset": "kakeya-1.3", "rows": "per_head",
                                          "v": {"coded": false}, "whiten_keys": )",
-                                  whiten ? "true}" : "false}"),
-                     tensors)}));
+                                      whiten ? "true}" : "false}"),
+                         tensors)}));
     TestCache out(g, 0, 1, 128, Dtype::kF32, Layout::kContiguous);
     ASSERT_TRUE(Decode(0, Encode(0, in, positions), out, positions, 0, Dtype::kF32).ok());
     score_error[whiten] = 0;
@@ -355,6 +328,146 @@ TEST_F(KakeyaTest, WhitenedKeysKeepScoresBetterThanPlainOnes) {
   EXPECT_LT(score_error[1], .5 * score_error[0]);
 }
 
+// sum over tokens and heads of (k - k^) S_h (k - k^)^T, of keys before RoPE: expected squared
+// errors of scores with queries whose second moment is S_h.
+double QueryWeightedError(const TestCache& in, const TestCache& out, const Rope& rope,
+                          const std::vector<uint32_t>& positions,
+                          const std::vector<std::vector<double>>& moments) {
+  const RopeTable table = MakeRopeTable(rope, positions, 0, RopeDirection::kUnrotate);
+  const int dim = in.head_dim(0), tokens = in.tokens();
+  double sum = 0;
+  for (int h = 0; h < in.heads(0); ++h) {
+    std::vector<float> error(static_cast<size_t>(tokens) * dim);
+    for (int t = 0; t < tokens; ++t) {
+      for (int d = 0; d < dim; ++d) error[t * dim + d] = in.Get(0, h, t, d) - out.Get(0, h, t, d);
+    }
+    ApplyRope(rope, table, tokens, dim, error.data());
+    for (int t = 0; t < tokens; ++t) {
+      for (int i = 0; i < dim; ++i) {
+        for (int j = 0; j < dim; ++j) {
+          sum += error[t * dim + i] * moments[h][i * dim + j] * error[t * dim + j];
+        }
+      }
+    }
+  }
+  return sum;
+}
+
+TEST_F(KakeyaTest, WhiteningWithAHeadsOwnMomentsLowersItsQueryWeightedErrorAtEqualRank) {
+  SCOPED_TRACE(testing::Message() << "seed " << seed_);
+  constexpr int kDim = 16, kHeads = 3, kTokens = 128;
+  const Rope rope = StandardRope(RopeStyle::kRotateHalf, kDim, 1e4);
+  const Geometry g = UniformGeometry(1, kHeads, kDim, rope);
+  // Each head's queries: a steep spectrum in mixed directions of its own, S = L L^T.
+  std::normal_distribution<float> normal;
+  Tensors own, swapped;
+  std::vector<std::vector<double>> moments(kHeads);
+  Tensor chol{{kHeads, kDim, kDim}, {}}, other = chol;
+  for (int h = 0; h < kHeads; ++h) {
+    std::vector<double> factor(kDim * kDim);
+    std::vector<double> q(400 * kDim);
+    std::vector<double> mix(kDim * kDim);
+    for (double& x : mix) x = normal(rng_);
+    for (int n = 0; n < 400; ++n) {
+      for (int k = 0; k < kDim; ++k) {
+        const double along = normal(rng_) * std::pow(.6, k);
+        for (int d = 0; d < kDim; ++d) q[n * kDim + d] += along * mix[k * kDim + d];
+      }
+    }
+    std::vector<double>& s = moments[h];
+    s.assign(kDim * kDim, 0);
+    for (int n = 0; n < 400; ++n) {
+      for (int i = 0; i < kDim; ++i) {
+        for (int j = 0; j < kDim; ++j) s[i * kDim + j] += q[n * kDim + i] * q[n * kDim + j] / 400;
+      }
+    }
+    for (int i = 0; i < kDim; ++i) {  // Cholesky
+      for (int j = 0; j <= i; ++j) {
+        double sum = s[i * kDim + j];
+        for (int k = 0; k < j; ++k) sum -= factor[i * kDim + k] * factor[j * kDim + k];
+        factor[i * kDim + j] = i == j ? std::sqrt(sum) : sum / factor[j * kDim + j];
+      }
+    }
+    chol.numbers.insert(chol.numbers.end(), factor.begin(), factor.end());
+  }
+  // The heads' factors in another order: what a mistaken head would do.
+  other.numbers = chol.numbers;
+  std::rotate(other.numbers.begin(), other.numbers.begin() + kDim * kDim, other.numbers.end());
+  own["layer_0_chol"] = chol;
+  swapped["layer_0_chol"] = other;
+
+  // Keys without a structure of their own before RoPE, rotated to far positions.
+  const auto positions = PositionsFrom(700, kTokens);
+  TestCache in(g, 0, 1, kTokens, Dtype::kF32, Layout::kContiguous);
+  in.FillRandom(rng_);
+  const auto error = [&](const char* whiten, const Tensors& tensors) {
+    const auto profile = MakeTestProfile(
+        g,
+        absl::StrCat(R"({"preset": "kakeya-1.3", "rows": "per_head", "whiten_keys": )", whiten,
+                     R"(, "k": {"pca": "exact", "variance_ratio": 1, "bits": 3,
+                                "metric": "mse"}, "v": {"coded": false}})"),
+        tensors);
+    auto codec = MakeKakeya13PplCodec({g, {0, 1, 0, 1, 0, kHeads}, profile});
+    EXPECT_TRUE(codec.ok()) << codec.status();
+    codec_ = *std::move(codec);
+    const auto tile = Encode(0, in, positions);
+    TestCache out(g, 0, 1, kTokens, Dtype::kF32, Layout::kContiguous);
+    EXPECT_TRUE(Decode(0, tile, out, positions, 0, Dtype::kF32).ok());
+    return std::make_pair(QueryWeightedError(in, out, rope, positions, moments), tile.size());
+  };
+  const auto plain = error("false", own), whitened = error("true", own),
+             mistaken = error("true", swapped);
+  std::printf("query-weighted error: plain %.4g, whitened %.4g, with another head's %.4g\n",
+              plain.first, whitened.first, mistaken.first);
+  EXPECT_EQ(plain.second, whitened.second) << "the same rank and bytes";
+  EXPECT_LT(whitened.first, .5 * plain.first);
+  EXPECT_GT(mistaken.first, 1.5 * whitened.first) << "so that a wrong head would be seen";
+}
+
+TEST_F(KakeyaTest, ASettingChangesThePresetOrTheProfile) {
+  SCOPED_TRACE(testing::Message() << "seed " << seed_);
+  const Geometry g = UniformGeometry(4, 2, 32, StandardRope(RopeStyle::kRotateHalf, 32, 1e4));
+  const auto positions = PositionsFrom(0, 128);
+  TestCache in(g, 3, 4, 128, Dtype::kBf16, Layout::kContiguous);
+  Fill(in);
+  const auto size_of = [&](decltype(&MakeKakeya10Codec) make, const std::string& setting,
+                           std::shared_ptr<const Profile> profile = nullptr) {
+    CodecSpec spec = {g, {0, 1, 0, 4, 0, 2}, std::move(profile)};
+    spec.setting = *CanonicalKakeyaSetting(setting);
+    Use(make(spec));
+    const auto tile = Encode(3, in, positions);
+    TestCache out(g, 3, 4, 128, Dtype::kBf16, Layout::kContiguous);
+    EXPECT_TRUE(Decode(3, tile, out, positions, 0, Dtype::kBf16).ok());
+    EXPECT_EQ(FirstDifference(in, out).empty(), tile[0] == 0) << setting;
+    return tile.size();
+  };
+  const size_t raw = 4 + 2 * 2 * 128 * 32 * 2;
+  for (auto make : {MakeKakeya10Codec, MakeKakeya12Codec, MakeKakeya13Codec}) {
+    const size_t plain = size_of(make, "");
+    EXPECT_LT(plain, raw);
+    EXPECT_EQ(size_of(make, "boundary"), raw) << "the last layer is one";
+    EXPECT_EQ(size_of(make, R"({"raw_layers": [0, 1]})"), plain);
+    EXPECT_GT(size_of(make, "sinks"), plain);
+    const size_t k = size_of(make, "k-only"), v = size_of(make, "v-only");
+    EXPECT_NEAR(static_cast<double>(k + v), static_cast<double>(plain + raw), 16);
+  }
+  EXPECT_GT(size_of(MakeKakeya13Codec, "hot-ends"), size_of(MakeKakeya13Codec, ""));
+  EXPECT_EQ(size_of(MakeKakeya13Codec, R"({"hot_layers": [0], "hot_bits": 4})"),
+            size_of(MakeKakeya13Codec, ""));
+  Tensors tensors = kakeya::DyadicTensors(g);
+  const auto profile = MakeTestProfile(g, R"({"preset": "kakeya-1.3-ppl"})", tensors);
+  EXPECT_GT(size_of(MakeKakeya13PplCodec, "sinks", profile),
+            size_of(MakeKakeya13PplCodec, "", profile));
+  EXPECT_EQ(size_of(MakeKakeya13PplCodec, "boundary", profile), raw);
+  // A layer that there is not.
+  CodecSpec spec = {g, {0, 1, 0, 4, 0, 2}, nullptr, "boundary-deepseek"};
+  const absl::Status s = MakeKakeya13Codec(spec).status();
+  EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(absl::StrContains(s.message(), "raw_layers has 7; the model has layers 0 to 3")) << s;
+  spec.setting = R"({"whiten_keys":true})";
+  EXPECT_EQ(MakeKakeya13Codec(spec).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(KakeyaTest, AShardCodesItsHeadsAsTheWholeModelDoes) {
   SCOPED_TRACE(testing::Message() << "seed " << seed_);
   const Geometry model = UniformGeometry(3, 4, 32, StandardRope(RopeStyle::kRotateHalf, 32, 1e4));
@@ -366,7 +479,7 @@ TEST_F(KakeyaTest, AShardCodesItsHeadsAsTheWholeModelDoes) {
     }
     tensors[absl::StrCat("layer_", layer, "_chol")] = t;
   }
-  const auto profile = MakeProfile(
+  const auto profile = MakeTestProfile(
       model, R"({"preset": "kakeya-1.3", "rows": "per_head", "whiten_keys": true})", tensors);
   const auto positions = PositionsFrom(9, 128);
   TestCache part(UniformGeometry(1, 2, 32, model.layers[0].rope), 0, 1, 128, Dtype::kF32,
@@ -469,7 +582,7 @@ TEST_F(KakeyaTest, AProfileThatDoesNotFitIsRefusedWithTheReason) {
   const auto expect = [&](const std::string& params, const Tensors& tensors, absl::StatusCode code,
                           const std::string& text, const std::string& name = "kakeya-1.3-ppl") {
     const absl::Status s =
-        MakeKakeya13PplCodec(Whole(g_, MakeProfile(g_, params, tensors, name))).status();
+        MakeKakeya13PplCodec(Whole(g_, MakeTestProfile(g_, params, tensors, name))).status();
     EXPECT_EQ(s.code(), code) << s;
     EXPECT_TRUE(absl::StrContains(s.message(), text)) << s;
   };
@@ -499,7 +612,7 @@ TEST_F(KakeyaTest, AProfileThatDoesNotFitIsRefusedWithTheReason) {
   expect(ppl, t, kInvalid, "has a number nan");
   t = RandomTensors();
   expect(R"({"preset": "kakeya-9"})", t, kInvalid, "preset");
-  const auto profile = MakeProfile(g_, ppl, t);
+  const auto profile = MakeTestProfile(g_, ppl, t);
   Geometry other = g_;
   other.layers[4].streams[1].heads = 5;
   const absl::Status s = MakeKakeya13PplCodec({other, {0, 1, 0, 5, 0, 5}, profile}).status();
@@ -542,6 +655,42 @@ TEST(KakeyaParamsTest, JsonComesBackAndStartsFromThePreset) {
   EXPECT_EQ(p->raw_layers, (std::vector<int>{0, 29}));
 }
 
+TEST(KakeyaParamsTest, SettingsHaveOneFormAndRecipesAreTheirFiles) {
+  EXPECT_EQ(*kakeya::CanonicalSetting(""), "");
+  EXPECT_EQ(*kakeya::CanonicalSetting("{ }"), "");
+  EXPECT_EQ(*kakeya::CanonicalSetting("boundary"), "boundary");
+  EXPECT_EQ(*kakeya::CanonicalSetting(R"({"raw_layers": [0, -1], "k": {"bits": 4}})"),
+            R"({"k":{"bits":4},"raw_layers":[0,-1]})");
+  const std::pair<std::string, const char*> refused[] = {
+      {"balanced", "no recipe \"balanced\"; there are boundary, "},
+      {R"({"preset": "kakeya-1.0"})", "unknown key \"preset\""},
+      {R"({"k": {"bits": 9}})", "k.bits 9"},
+      {"{" + std::string(1100, ' ') + "}", "a recipe of 1102 bytes; expected at most 1024"},
+  };
+  for (const auto& [setting, text] : refused) {
+    const absl::Status s = kakeya::CanonicalSetting(setting).status();
+    EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument) << setting;
+    EXPECT_TRUE(absl::StrContains(s.message(), text)) << s;
+  }
+  EXPECT_GE(kakeya::Recipes().size(), 8u);
+  for (const kakeya::Recipe& recipe : kakeya::Recipes()) {
+    std::ifstream file(absl::StrCat("codec/kakeya/recipes/", recipe.name, ".json"));
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    EXPECT_EQ(text, recipe.json) << recipe.name;
+    const auto p = kakeya::ApplySetting(recipe.name, *PresetParams("kakeya-1.3"));
+    ASSERT_TRUE(p.ok()) << recipe.name << ": " << p.status();
+    EXPECT_NE(ParamsToJson(*p), ParamsToJson(*PresetParams("kakeya-1.3"))) << recipe.name;
+  }
+  Params p = *PresetParams("kakeya-1.3");
+  p.raw_layers = {0, -1};
+  p.hot_layers = {-30};
+  ASSERT_TRUE(kakeya::ResolveLayers(30, &p).ok());
+  EXPECT_EQ(p.raw_layers, (std::vector<int>{0, 29}));
+  EXPECT_EQ(p.hot_layers, (std::vector<int>{0}));
+  p.raw_layers = {30};
+  EXPECT_FALSE(kakeya::ResolveLayers(30, &p).ok());
+}
+
 TEST(KakeyaParamsTest, WhatIsNotUnderstoodIsRefusedByName) {
   const std::pair<const char*, const char*> cases[] = {
       {R"({"ranks": 3})", "unknown key \"ranks\""},
@@ -552,7 +701,8 @@ TEST(KakeyaParamsTest, WhatIsNotUnderstoodIsRefusedByName) {
       {R"({"v": {"variance_ratio": 0}})", "v.variance_ratio 0"},
       {R"({"v": {"clusters": 257}})", "v.clusters 257"},
       {R"({"block_rows": 1})", "block_rows 1"},
-      {R"({"raw_layers": [-1]})", "raw_layers has -1"},
+      {R"({"raw_layers": [-1025]})", "raw_layers has -1025"},
+      {R"({"raw_layers": [1024]})", "raw_layers has 1024"},
       {R"({"raw_layers": "0,1"})", "expected a list"},
       {R"({"k": []})", "is not an object"},
       {R"([])", "not a JSON object"},

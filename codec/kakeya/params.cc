@@ -2,6 +2,7 @@
 
 #include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -88,9 +89,16 @@ class Reader {
     if (j == nullptr) return;
     out->clear();
     for (const json& item : *j) {
-      if (!item.is_number_unsigned() || item.get<uint64_t>() > kMaxLayer) {
+      const bool whole = item.is_number_unsigned()
+                             ? item.get<uint64_t>() <= kMaxLayer
+                             : item.is_number_integer() && item.get<int64_t>() >= -kMaxLayer - 1;
+      if (!whole) {
         status_ = Bad(where_, key, " has ", item.dump().substr(0, 20), "; expected layers, 0 to ",
-                      kMaxLayer);
+                      kMaxLayer, ", or -1 to ", -kMaxLayer - 1, " from the end");
+        return;
+      }
+      if (out->size() > kMaxLayer) {
+        status_ = Bad(where_, key, " has more than ", kMaxLayer + 1, " layers");
         return;
       }
       out->push_back(item.get<int>());
@@ -250,14 +258,16 @@ absl::Status CheckParams(const Params& p) {
   if (absl::Status s = CheckRange("hot_bits", p.hot_bits, 1, 4); !s.ok()) return s;
   for (const std::vector<int>* layers : {&p.raw_layers, &p.hot_layers}) {
     for (int layer : *layers) {
-      if (absl::Status s = CheckRange("layer", layer, 0, kMaxLayer); !s.ok()) return s;
+      if (absl::Status s = CheckRange("layer", layer, -kMaxLayer - 1, kMaxLayer); !s.ok()) return s;
     }
   }
   if (absl::Status s = CheckStream("k.", p.k); !s.ok()) return s;
   return CheckStream("v.", p.v);
 }
 
-absl::StatusOr<Params> ParamsFromJson(absl::string_view text) {
+namespace {
+
+absl::StatusOr<json> ParseObject(absl::string_view text) {
   if (text.size() > kMaxJsonBytes) {
     return Bad(text.size(), " bytes; expected at most ", kMaxJsonBytes);
   }
@@ -267,17 +277,16 @@ absl::StatusOr<Params> ParamsFromJson(absl::string_view text) {
     depth += c == '{' || c == '[' ? 1 : c == '}' || c == ']' ? -1 : 0;
     if (depth > 3) return Bad("nested deeper than 3");
   }
-  const json j = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  json j = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (j.is_discarded() || !j.is_object()) return Bad("not a JSON object");
-  std::string preset = "kakeya-1.3";
-  if (const auto it = j.find("preset"); it != j.end()) {
-    if (!it->is_string()) return Bad("preset is not a string");
-    preset = it->get<std::string>();
-  }
-  absl::StatusOr<Params> p = PresetParams(preset);
-  if (!p.ok()) return p;
+  return j;
+}
+
+absl::StatusOr<Params> TakeParams(const json& j, const Params& base, bool preset) {
+  absl::StatusOr<Params> p = base;
   Reader r(j, "");
-  for (const char* key : {"preset", "k", "v"}) r.Known(key);
+  for (const char* key : {"k", "v"}) r.Known(key);
+  if (preset) r.Known("preset");
   r.Take("rows", kOrders, &p->rows);
   r.Take("block_rows", &p->block_rows);
   r.Take("seed", &p->seed);
@@ -295,6 +304,69 @@ absl::StatusOr<Params> ParamsFromJson(absl::string_view text) {
   }
   if (absl::Status s = CheckParams(*p); !s.ok()) return s;
   return p;
+}
+
+}  // namespace
+
+absl::StatusOr<Params> ParamsFromJson(absl::string_view text) {
+  const absl::StatusOr<json> j = ParseObject(text);
+  if (!j.ok()) return j.status();
+  std::string preset = "kakeya-1.3";
+  if (const auto it = j->find("preset"); it != j->end()) {
+    if (!it->is_string()) return Bad("preset is not a string");
+    preset = it->get<std::string>();
+  }
+  const absl::StatusOr<Params> base = PresetParams(preset);
+  if (!base.ok()) return base;
+  return TakeParams(*j, *base, /*preset=*/true);
+}
+
+absl::StatusOr<Params> ParamsFromJson(absl::string_view text, const Params& base) {
+  const absl::StatusOr<json> j = ParseObject(text);
+  if (!j.ok()) return j.status();
+  return TakeParams(*j, base, /*preset=*/false);
+}
+
+absl::Status ResolveLayers(int layers, Params* params) {
+  for (auto [key, list] :
+       {std::pair<const char*, std::vector<int>*>{"raw_layers", &params->raw_layers},
+        {"hot_layers", &params->hot_layers}}) {
+    for (int& layer : *list) {
+      if (layer >= layers || layer < -layers) {
+        return Bad(key, " has ", layer, "; the model has layers 0 to ", layers - 1);
+      }
+      if (layer < 0) layer += layers;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> CanonicalSetting(absl::string_view setting) {
+  if (setting.empty()) return std::string();
+  std::vector<std::string> names;
+  for (const Recipe& recipe : Recipes()) {
+    if (setting == recipe.name) return std::string(setting);
+    names.push_back(recipe.name);
+  }
+  if (setting.find('{') == setting.npos) {
+    return Bad("no recipe ", Quoted(setting), "; there are ", absl::StrJoin(names, ", "),
+               ", or write one: {\"raw_layers\": [0, -1]}");
+  }
+  if (setting.size() > kMaxRecipeJsonBytes) {
+    return Bad("a recipe of ", setting.size(), " bytes; expected at most ", kMaxRecipeJsonBytes);
+  }
+  const absl::StatusOr<json> j = ParseObject(setting);
+  if (!j.ok()) return j.status();
+  if (auto p = TakeParams(*j, Params(), /*preset=*/false); !p.ok()) return p.status();
+  return j->empty() ? std::string() : j->dump();  // keys in order, no blanks
+}
+
+absl::StatusOr<Params> ApplySetting(absl::string_view setting, const Params& base) {
+  if (setting.empty()) return base;
+  for (const Recipe& recipe : Recipes()) {
+    if (setting == recipe.name) return ParamsFromJson(recipe.json, base);
+  }
+  return ParamsFromJson(setting, base);
 }
 
 std::string ParamsToJson(const Params& p) {

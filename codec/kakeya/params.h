@@ -8,7 +8,9 @@
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 #include <absl/strings/string_view.h>
+#include <absl/types/span.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -64,11 +66,12 @@ struct Params {
   StreamParams k, v;
   RowOrder rows = RowOrder::kPerHead;
   int block_rows = 512;
-  uint64_t seed = 0;            // of the range finder and of the first centres
-  bool unrotate_keys = true;    // keys are coded as before RoPE, in the style of the geometry
-  bool whiten_keys = false;     // keys are coded times the Cholesky factor of E[q q^T]
-  int sink_tokens = 0;          // tokens at absolute positions below it are kept as received
-  std::vector<int> raw_layers;  // boundary layers, of the model, kept as received
+  uint64_t seed = 0;          // of the range finder and of the first centres
+  bool unrotate_keys = true;  // keys are coded as before RoPE, in the style of the geometry
+  bool whiten_keys = false;   // keys are coded times the Cholesky factor of E[q q^T]
+  int sink_tokens = 0;        // tokens at absolute positions below it are kept as received
+  // Layers of the model; negative counts from the end, -1 the last, until ResolveLayers.
+  std::vector<int> raw_layers;  // boundary layers, kept as received
   std::vector<int> hot_layers;  // adaptive bits: keys of these layers have hot_bits
   int hot_bits = 4;
 };
@@ -76,6 +79,7 @@ struct Params {
 inline constexpr int kMaxClusters = 256;
 inline constexpr int kMaxBlockRows = 1 << 16;
 inline constexpr int kMaxSinkTokens = 255;
+inline constexpr size_t kMaxRecipeJsonBytes = 1024;
 
 // "kakeya-1.0", "kakeya-1.2", "kakeya-1.3", "kakeya-1.3-ppl".
 absl::StatusOr<Params> PresetParams(absl::string_view name);
@@ -87,7 +91,27 @@ absl::Status CheckParams(const Params& params);
 // not named is as in the preset. At most 64 KiB. INVALID_ARGUMENT names a key that is unknown
 // or of the wrong kind.
 absl::StatusOr<Params> ParamsFromJson(absl::string_view json);
+// The same over `base`, of whatever preset: "preset" is then unknown.
+absl::StatusOr<Params> ParamsFromJson(absl::string_view json, const Params& base);
 // All of them, on one line.
 std::string ParamsToJson(const Params& params);
+
+// Layers from the end as layers from the start. INVALID_ARGUMENT: one that a model of so many
+// layers has not.
+absl::Status ResolveLayers(int layers, Params* params);
+
+// A recipe: what a client changes of a codec's parameters, under a name. The files of recipes/.
+struct Recipe {
+  const char* name;
+  const char* json;
+};
+absl::Span<const Recipe> Recipes();
+
+// A client's setting: "", the name of a recipe, or parameters as JSON without a preset, at most
+// kMaxRecipeJsonBytes. Its canonical form: equal settings have equal texts. INVALID_ARGUMENT
+// lists the names, or says what ParamsFromJson does.
+absl::StatusOr<std::string> CanonicalSetting(absl::string_view setting);
+// `base` with a canonical setting's changes.
+absl::StatusOr<Params> ApplySetting(absl::string_view setting, const Params& base);
 
 }  // namespace kvcask::kakeya

@@ -1,8 +1,10 @@
 // Any bytes as a tile of the Kakeya codecs: a status, or numbers, and never a byte written
-// outside the destination. The first 8 bytes of the input say what is asked for.
+// outside the destination. The first 8 bytes of the input say what is asked for, and of which
+// codec: one without a profile, or one with factors and tables.
 #include <cstdlib>
 
 #include "codec/kakeya/kakeya.h"
+#include "codec/kakeya/test_profile.h"
 #include "codec/testing/test_cache.h"
 
 namespace kvcask {
@@ -26,9 +28,16 @@ const Geometry& FuzzGeometry() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace kvcask;
-  static const Codec* const kCodec =
-      MakeKakeya13Codec({FuzzGeometry(), {0, 1, 0, 2, 0, 2}, nullptr})->release();
+  static const Codec* const kCodecs[] = {
+      MakeKakeya13Codec({FuzzGeometry(), {0, 1, 0, 2, 0, 2}, nullptr})->release(),
+      MakeKakeya13PplCodec(
+          {FuzzGeometry(),
+           {0, 1, 0, 2, 0, 2},
+           kakeya::MakeTestProfile(FuzzGeometry(), R"({"preset": "kakeya-1.3-ppl"})",
+                                   kakeya::DyadicTensors(FuzzGeometry()))})
+          ->release()};
   if (size < 8) return 0;
+  const Codec* const codec = kCodecs[data[0] >> 1 & 1];
   DecodeJob job;
   job.group = data[0] & 1;
   job.tokens = 1 + data[1] % 128;
@@ -45,7 +54,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   job.destination = out.view();
   job.tile = {data + 8, size - 8};
   Workspace workspace;
-  Check(kCodec->Decode({&job, 1}, workspace).ok());
+  Check(codec->Decode({&job, 1}, workspace).ok());
   const absl::StatusCode code = job.status.code();
   Check(code == absl::StatusCode::kOk || code == absl::StatusCode::kDataLoss);
   Check(out.PaddingIntact());
