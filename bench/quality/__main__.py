@@ -48,6 +48,14 @@ def _parser():
     needles.add_argument("--context", type=int, action="append", help="tokens; repeatable")
     needles.add_argument("--trials", type=int, default=20, help="a context")
     needles.set_defaults(run=_needles)
+    audit = commands.add_parser("audit", help="signal to noise and correlation, layer by layer "
+                                "and stream by stream, of codecs on a cache file")
+    audit.add_argument("cache", help="safetensors, as `capture` writes")
+    _codec_options(audit)
+    audit.add_argument("--model", help="a GGUF file or a known model's name: for codecs that "
+                       "need the model")
+    audit.add_argument("--dump", help="folder for originals and decoded, 2-D F32 safetensors")
+    audit.set_defaults(run=_audit)
     again = commands.add_parser("report", help="write report.json, .md and .html again")
     again.add_argument("out", nargs="+", help="folders that `run` or `plan` filled; of several, "
                        "one report is written to the first")
@@ -61,6 +69,13 @@ def _common(sub):
     sub.add_argument("--model", required=True, help="a GGUF file or a known model's name")
     sub.add_argument("--text", action="append", required=True, metavar="KIND=FILE",
                      help="repeatable; .json: agent transcripts")
+    _codec_options(sub)
+    sub.add_argument("--out", required=True, help="folder for results and report")
+    sub.add_argument("--seed", type=int, default=1)
+    _compute_options(sub)
+
+
+def _codec_options(sub):
     sub.add_argument("--codec", action="append", metavar="NAME[:QUALITY][@PROFILE][+FAULT]",
                      help="identity, recompute, reference-int8, reference-int4, "
                           "reference-fklt[/STAGE], or one of the daemon; repeatable (default: "
@@ -74,8 +89,9 @@ def _common(sub):
     sub.add_argument("--client", default="auto", choices=("auto", "python", "command"),
                      help="drive the daemon by the package kvcask, or by the kvcask command; "
                           "auto: the package where it is installed")
-    sub.add_argument("--out", required=True, help="folder for results and report")
-    sub.add_argument("--seed", type=int, default=1)
+
+
+def _compute_options(sub):
     sub.add_argument("--device", default="cpu")
     sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
                      help="of weights and activations (default float32)")
@@ -210,6 +226,20 @@ def _capture(args):
             run = model.run(torch.as_tensor(passage.ids)[None], keep_cache=True)
         cache.write(path, model.config, run.cache, passage.ids.tolist())
         print(path)
+
+
+def _audit(args):
+    from bench.quality import audit
+    if args.dump:
+        pathlib.Path(args.dump).mkdir(parents=True, exist_ok=True)
+    with _codecs(args) as codecs:
+        if args.model:
+            from tools.models import fetch, forward
+            model = forward.Model.from_gguf(fetch.resolve(args.model))
+            for codec in codecs:
+                if hasattr(codec, "bind"):
+                    codec.bind(model)
+        print("\n".join(audit.markdown(*audit.audit(args.cache, codecs, args.dump))))
 
 
 def _needles(args):

@@ -10,9 +10,11 @@ import types
 import unittest
 from xml.etree import ElementTree
 
+import numpy as np
+import safetensors.numpy
 import torch
 
-from bench.quality import curves, evaluate, protocols, report, results, roundtrip, scores
+from bench.quality import audit, curves, evaluate, protocols, report, results, roundtrip, scores
 from tools.models import cache as cache_files
 from tools.models import random_model
 
@@ -69,6 +71,47 @@ class HarnessTest(unittest.TestCase):
             self.assertGreater(coarse.kld, 10 * fine.kld)
             self.assertGreater(fine.kld, 0)
             self.assertGreater(coarse.ratio, fine.ratio)
+
+    def test_an_audit_says_of_each_layer_and_stream_what_numpy_says(self):
+        model = random_model.model("llama")
+        clean = protocols.Passage(model, "whole", PASSAGES[0].ids)
+        path = self.folder / "c.safetensors"
+        cache_files.write(path, model.config, clean.cache, clean.token_ids)
+        specs = ["identity", "reference-int8", "reference-int4", "identity+scaled-value"]
+        codecs = [evaluate.make_codec(s, no_daemon) for s in specs]
+        found, ratios = audit.audit(path, codecs, self.folder)
+        self.assertEqual(len(found), 4 * 3 * 2)
+        by_key = {(r.codec, r.layer, r.stream): r for r in found}
+        original = safetensors.numpy.load_file(str(self.folder / "original.safetensors"))
+        self.assertEqual(original["k.01"].dtype, np.float32)
+        self.assertTrue((original["k.01"] ==
+                         clean.cache[1][0].float().reshape(-1, 16).numpy()).all())
+        for codec in codecs:
+            decoded = safetensors.numpy.load_file(
+                str(self.folder / f"{audit.file_name(codec.name)}.safetensors"))
+            for (name, layer, stream), r in by_key.items():
+                if name != codec.name:
+                    continue
+                a = original[f"{stream}.{layer:02d}"].astype(np.float64)
+                b = decoded[f"{stream}.{layer:02d}"].astype(np.float64)
+                self.assertAlmostEqual(r.mse, ((a - b) ** 2).mean(), delta=1e-12)
+                if (a == b).all():
+                    self.assertEqual((r.snr, r.correlation, r.relative_l2), (np.inf, 1, 0))
+                    continue
+                self.assertAlmostEqual(r.correlation, np.corrcoef(a.ravel(), b.ravel())[0, 1],
+                                       delta=1e-9)
+                self.assertAlmostEqual(r.snr / (a.var() / ((a - b) ** 2).mean()), 1, delta=1e-9)
+                if "int" in name:
+                    self.assertAlmostEqual(r.snr * (1 - r.correlation ** 2), 1, delta=.05)
+        for layer in range(3):
+            for stream in "kv":
+                self.assertEqual(by_key["identity", layer, stream].mse, 0)
+                self.assertGreater(by_key["reference-int8", layer, stream].snr,
+                                   100 * by_key["reference-int4", layer, stream].snr)
+        changed = [k for k, r in by_key.items() if k[0] == "identity+scaled-value" and r.mse > 0]
+        self.assertEqual([k[2] for k in changed], ["v"], "one layer's values and nothing else")
+        lines = list(audit.markdown(found, ratios))
+        self.assertEqual(len([x for x in lines if x.startswith("| ")]), 2 * (1 + 3))
 
     def test_k_alone_and_v_alone_replace_only_their_stream(self):
         model = random_model.model("llama")
