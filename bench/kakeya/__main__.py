@@ -3,11 +3,15 @@
   python3 -m bench.kakeya quality smollm2-135m --text wiki=F ... --kakeya PATH --profile P --out DIR
   python3 -m bench.kakeya stages CACHE.safetensors --kakeya PATH [--profile P] --out FILE.md
   python3 -m bench.kakeya compare CACHE.safetensors --kakeya PATH
+  python3 -m bench.kakeya scores smollm2-135m --text wiki=F ... --kakeya PATH --profile P
+  python3 -m bench.kakeya hot smollm2-135m --text wiki=F ... --kakeya PATH --count 6
 
 `quality` scores settings (codecs.py) with kvcask-eval's protocols, variants and report: K only
 and V only are the variants k and v, the depth curve is the variant first. `stages` prints signal
 to noise and correlation after each stage, layer by layer, K and V apart. `compare` sets pairs of
-settings, and TurboQuant's 3 bits, side by side on one cache.
+settings, and TurboQuant's 3 bits, side by side on one cache. `scores` says what decoded keys
+do to attention (scores.py). `hot` picks layers for more bits: those whose keys, coded as the
+first --setting says, change attention most, worst first; it prints a recipe.
 """
 
 import argparse
@@ -28,13 +32,17 @@ def _parser():
     quality = commands.add_parser("quality")
     quality.add_argument("model")
     quality.add_argument("--text", action="append", required=True, metavar="KIND=FILE")
-    quality.add_argument("--setting", action="append", help="of codecs.py; default: all")
+    quality.add_argument("--setting", action="append",
+                         help="of codecs.py, default: all; or NAME={JSON}: changes of bare")
     quality.add_argument("--protocol", action="append", choices=("prefix", "whole"))
     quality.add_argument("--variant", action="append", help="kv, k, v, layers, first")
     quality.add_argument("--passages", type=int, default=4)
     quality.add_argument("--tokens", type=int, default=683,
                          help="a passage; 683: a prefix of 512, one block")
     quality.add_argument("--seed", type=int, default=1)
+    quality.add_argument("--score-profile", default="",
+                         help="of tools.calibrate.guardrails --metric score")
+    quality.add_argument("--other-profile", default="", help="of other passages: row (n)")
     quality.set_defaults(run=_quality)
     stages = commands.add_parser("stages")
     stages.add_argument("cache")
@@ -44,6 +52,22 @@ def _parser():
     compare.add_argument("cache")
     compare.add_argument("--kakeya", required=True, help="the kakeya command")
     compare.set_defaults(run=_compare)
+    scored = commands.add_parser("scores")
+    scored.set_defaults(run=_scores)
+    hot = commands.add_parser("hot")
+    hot.add_argument("--count", type=int, default=4, help="layers")
+    hot.add_argument("--bits", type=int, default=4)
+    hot.set_defaults(run=_hot)
+    for sub in (scored, hot):
+        sub.add_argument("model")
+        sub.add_argument("--text", action="append", required=True, metavar="KIND=FILE")
+        sub.add_argument("--setting", action="append", help="of codecs.py; default: bare")
+        sub.add_argument("--passages", type=int, default=1)
+        sub.add_argument("--tokens", type=int, default=512)
+        sub.add_argument("--seed", type=int, default=1)
+        sub.add_argument("--kakeya", required=True, help="the kakeya command")
+        sub.add_argument("--profile", default="", help="of tools.calibrate.guardrails")
+        sub.add_argument("--score-profile", default="")
     for sub in (quality, stages):
         sub.add_argument("--kakeya", required=True, help="the kakeya command")
         sub.add_argument("--profile", default="", help="of tools.calibrate.guardrails")
@@ -54,34 +78,62 @@ def _parser():
     return parser
 
 
-def _quality(args):
-    from bench.kakeya import attention
-    from bench.quality import evaluate, report, results, roundtrip
+def load(args):
+    """(model, passages) that args name."""
     from tools.calibrate import text
     from tools.models import fetch, forward, tokenizer
     path = fetch.resolve(args.model)
     model, tok = forward.Model.from_gguf(path), tokenizer.Tokenizer.from_gguf(path)
-    passages = text.cut(text.read_kinds(args.text), tok.encode, args.passages, args.tokens,
-                        args.seed)
-    known = codecs.settings(len(model.config.layers))
-    made = []
-    for name in args.setting or ["identity", *known]:
+    return model, text.cut(text.read_kinds(args.text), tok.encode, args.passages, args.tokens,
+                           args.seed)
+
+
+def make(args, model, default):
+    """The Roundtrips of --setting, else of `default`; without --setting those that want a
+    profile which was not named are left out."""
+    from bench.kakeya import attention
+    from bench.quality import roundtrip
+    known, made = codecs.settings(), []
+    for name in args.setting or default:
         if name == "identity":
             made.append(roundtrip.Identity())
             continue
-        if name not in known:
+        params = known.get(name)
+        if "={" in name:
+            name, _, change = name.partition("=")
+            params = codecs.merge(codecs.BASE, json.loads(change))
+        if params is None:
             raise ValueError(f"setting {name!r} is not one of {', '.join(known)}")
+        option = {"score metric": "score_profile",
+                  "other tables": "other_profile"}.get(name.partition(",")[0], "profile")
+        profile = getattr(args, option, "")
+        if codecs.needs_profile(params) and not profile:
+            if args.setting:
+                raise ValueError(f"setting {name!r} needs --{option.replace('_', '-')}")
+            continue
         weights = attention.Weights(model) if name.startswith("attention") else None
-        made.append(codecs.Kakeya(name, args.kakeya, known[name], args.profile,
-                                  args.block_tokens, args.residual, weights=weights))
+        made.append(codecs.Kakeya(name, args.kakeya, params, profile,
+                                  getattr(args, "block_tokens", 512),
+                                  getattr(args, "residual", 0), weights=weights))
+    return made
+
+
+def _quality(args):
+    measure(args, *load(args))
+
+
+def measure(args, model, passages):
+    from bench.quality import evaluate, markdown, report, results
+    made = make(args, model, ["identity", *codecs.settings()])
     folder = pathlib.Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     found = results.Results(folder / "results.jsonl")
     found.start_run(args.seed, model.device)
     evaluate.evaluate(model, passages, made, args.variant or ["kv"],
                       args.protocol or ["prefix"], found, args.tokens, args.seed)
-    report.write(found, folder)
-    print(report.markdown(report.build(found)))
+    built = report.build(found)
+    report.write(built, folder)
+    print(markdown.markdown(built))
 
 
 def stage_rows(report):
@@ -102,7 +154,7 @@ def stage_rows(report):
 
 
 def _stages(args):
-    known = codecs.settings(1 << 9)
+    known = codecs.settings()
     lines = []
     for name in args.setting or ["v1.2", "v1.3", "bare"]:
         with tempfile.NamedTemporaryFile() as out:
@@ -122,6 +174,34 @@ def _stages(args):
                   "|---|---|---|---|---|---|---|---|---|---|", *stage_rows(report), ""]
     pathlib.Path(args.out).write_text("\n".join(lines))
     print("\n".join(lines))
+
+
+def _captured(model, passage):
+    """(cache, queries) of a passage's clean run."""
+    import torch
+
+    from bench.kakeya import scores
+    with torch.no_grad():
+        run = model.run(torch.as_tensor(passage.ids)[None], keep_cache=True)
+    return [(k[0], v[0]) for k, v in run.cache], scores.queries(model, passage.ids)
+
+
+def _scores(args):
+    from bench.kakeya import scores
+    model, passages = load(args)
+    print("\n".join(scores.table(model, [(p, *_captured(model, p)) for p in passages],
+                                 make(args, model, ["bare"]))))
+
+
+def _hot(args):
+    from bench.kakeya import scores
+    model, passages = load(args)
+    codec = make(args, model, ["bare"])[0]
+    worst = scores.worst_layers(model, [(p, *_captured(model, p)) for p in passages], codec)
+    for layer, kl in worst:
+        print(f"layer {layer}: {kl:.4f} nats a query", file=sys.stderr)
+    print(json.dumps({"hot_layers": sorted(layer for layer, _ in worst[:args.count]),
+                      "hot_bits": args.bits}))
 
 
 def _compare(args):

@@ -28,19 +28,19 @@ def merge(base, change):
     return out
 
 
-def boundary(layers):
-    """The first two and the last two."""
-    return [0, 1, layers - 2, layers - 1]
+BOUNDARY = [0, 1, -2, -1]  # the first two layers and the last two
 
 
-def settings(layers):
-    """Name -> parameters (codec/kakeya/FORMAT.md), for a model of so many layers."""
+def settings():
+    """Name -> parameters (codec/kakeya/FORMAT.md)."""
     alone = {
         "bare": {},
         "whitening": {"whiten_keys": True},
+        "K of half rank": {"k": {"variance_ratio": 1}},
+        "whitening, K of half rank": {"whiten_keys": True, "k": {"variance_ratio": 1}},
         "calibrated centroids": {"k": {"calibrated_centroids": True},
                                  "v": {"calibrated_centroids": True}},
-        "boundary layers": {"raw_layers": boundary(layers)},
+        "boundary layers": {"raw_layers": BOUNDARY},
         "outliers K": {"k": {"outlier_threshold": 2}},
         "outliers K and V": {"k": {"outlier_threshold": 2}, "v": {"outlier_threshold": 2}},
         "norm correction": {"k": {"norm_correction": True}, "v": {"norm_correction": True}},
@@ -52,14 +52,35 @@ def settings(layers):
         "clusters 64": {"k": {"clusters": 64}},
         "attention-weighted PCA": {},
         "whitening, centroids, outliers": FULL,
-        "v1.3-PPL": merge(FULL, {"raw_layers": boundary(layers)}),
-        "v1.3-PPL, sinks 4": merge(FULL, {"raw_layers": boundary(layers), "sink_tokens": 4}),
+        "v1.3-PPL": merge(FULL, {"raw_layers": BOUNDARY}),
+        "v1.3-PPL, sinks 4": merge(FULL, {"raw_layers": BOUNDARY, "sink_tokens": 4}),
+        "v1.3-PPL, K of half rank": merge(FULL, {"raw_layers": BOUNDARY,
+                                                 "k": {"variance_ratio": 1}}),
+        "v1.3-PPL, K of half rank, sinks 4": merge(
+            FULL, {"raw_layers": BOUNDARY, "sink_tokens": 4, "k": {"variance_ratio": 1}}),
+        "score metric, whitening": {"whiten_keys": True},
+        "score metric, whitening, K of half rank": {"whiten_keys": True,
+                                                    "k": {"variance_ratio": 1}},
+        "score metric, v1.3-PPL, K of half rank": merge(
+            FULL, {"raw_layers": BOUNDARY, "k": {"variance_ratio": 1}}),
+        "score metric, v1.3-PPL, K of half rank, sinks 4": merge(
+            FULL, {"raw_layers": BOUNDARY, "sink_tokens": 4, "k": {"variance_ratio": 1}}),
+        "other tables, calibrated centroids": {"k": {"calibrated_centroids": True},
+                                               "v": {"calibrated_centroids": True}},
+        "other tables, whitening": {"whiten_keys": True},
+        "other tables, v1.3-PPL": merge(FULL, {"raw_layers": BOUNDARY}),
     }
     out = {"v1.0": {"preset": "kakeya-1.0"}, "v1.2": {"preset": "kakeya-1.2"},
            "v1.3": {"preset": "kakeya-1.3"},
            "v1.2, max fidelity": {"preset": "kakeya-1.2", "k": FIDELITY, "v": FIDELITY}}
     out.update({name: merge(BASE, change) for name, change in alone.items()})
     return out
+
+
+def needs_profile(params):
+    """Whether parameters ask for what only a profile has."""
+    return bool(params.get("whiten_keys") or params.get("preset") == "kakeya-1.3-ppl" or any(
+        params.get(s, {}).get("calibrated_centroids") for s in "kv"))
 
 
 class Kakeya:

@@ -1,22 +1,26 @@
 """Guardrail calibration and audits on a small random model, through the kakeya command."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import tempfile
 import types
 import unittest
+from unittest import mock
 
 import numpy as np
 import safetensors.numpy
 import torch
 
-from bench.kakeya import attention, codecs, compare
+from bench.kakeya import attention, codecs, compare, scores
 from bench.kakeya import __main__ as command
 from bench.quality import protocols
-from tools.calibrate import guardrails
+from tools.calibrate import __main__ as calibrate_command
+from tools.calibrate import capture, guardrails
 from tools.models import cache as cache_lib
-from tools.models import random_model
+from tools.models import forward, random_model
 
 KAKEYA = os.environ.get("KAKEYA", "")
 PARAMS = {"preset": "kakeya-1.3-ppl", "k": {"clusters": 4}, "v": {"clusters": 4}}
@@ -60,6 +64,25 @@ class GuardrailsTest(unittest.TestCase):
         self.assertLess(float(torch.linalg.cond(limited[0])), 50.001)
         self.assertGreater(float(torch.linalg.cond(sigma[0])), 1000)
 
+    def test_the_score_metric_is_the_mean_over_the_distances_of_pairs(self):
+        model = random_model.model("qwen2")
+        g = torch.Generator().manual_seed(3)
+        q = torch.randn(6, 16, generator=g, dtype=torch.float64)
+        reach, layer = 9, 1
+        moment = q.T @ q / len(q)
+        slow, pairs = torch.zeros(16, 16, dtype=torch.float64), 0
+        for m in range(reach):
+            for n in range(m + 1):
+                tables = capture.rope_tables(model, layer, torch.tensor([m - n]))
+                turned = forward.rotate(q[:, None].float(), *tables)[:, 0].double()
+                slow += turned.T @ turned / len(q)
+                pairs += 1
+        made = guardrails.spread(moment[None], model._inv_freq[layer], reach)[0]
+        self.assertLess((made - slow / pairs).abs().max(), 1e-5 * slow.abs().max())
+        one = guardrails.spread(moment[None], model._inv_freq[layer], 1)[0]
+        self.assertLess((one - moment).abs().max(), 1e-12, "at distance 0 it is the moment")
+        self.assertGreater((made - moment).abs().max(), .05 * moment.abs().max())
+
     def test_tables_of_normal_samples_are_the_textbooks(self):
         want = {1: [.7979], 2: [.4528, 1.5104], 3: [.2451, .7560, 1.3439, 2.1519],
                 4: [.1284, .3880, .6568, .9423, 1.2562, 1.6180, 2.0690, 2.7326]}
@@ -83,6 +106,30 @@ class GuardrailsTest(unittest.TestCase):
         self.assertLess(gains["v_b3"]["gain"], 1.01)
         for table in tables.values():
             self.assertTrue((np.diff(table) > 0).all())
+
+
+class ScoresTest(unittest.TestCase):
+    def test_errors_are_those_of_plain_loops(self):
+        g = torch.Generator().manual_seed(1)
+        t, d = 7, 4
+        q_pre, q, k, noise = (torch.randn(t, d, generator=g) for _ in range(4))
+        other, unrotated = k + .3 * noise, .5 * noise
+        e = scores.head_errors(q_pre, q, k, other, unrotated)
+        squares, kl, metric = [], [], 0
+        for m in range(t):
+            a = torch.stack([q[m] @ k[n] / 2 for n in range(m + 1)])
+            b = torch.stack([q[m] @ other[n] / 2 for n in range(m + 1)])
+            squares += [(x - y) ** 2 for x, y in zip(a, b)]
+            kl.append(sum(a.softmax(0) * (a.log_softmax(0) - b.log_softmax(0))))
+            metric += sum((q_pre[m] @ unrotated[n]) ** 2 for n in range(t)) / t / t / d
+        self.assertAlmostEqual(e.mse, float((.09 * noise ** 2).mean()), places=5)
+        self.assertAlmostEqual(e.metric, float(metric), places=5)
+        self.assertAlmostEqual(e.score, float(sum(squares) / len(squares)), places=5)
+        self.assertAlmostEqual(e.kl, float(sum(kl) / t), places=5)
+        self.assertGreater(e.kl_sinks, 0)
+        self.assertGreater(e.kl_rest, 0)
+        same = scores.head_errors(q_pre, q, k, k, 0 * unrotated)
+        self.assertEqual((same.mse, same.metric, same.score, same.kl), (0, 0, 0, 0))
 
 
 @unittest.skipUnless(KAKEYA, "KAKEYA names no binary")
@@ -111,21 +158,82 @@ class KakeyaTest(unittest.TestCase):
         made = json.loads(pathlib.Path(f"{profile}.json").read_text())
         self.assertEqual(len(made["moments"]), 3 * 2)
         self.assertGreaterEqual(made["tables"]["k_b3"]["gain"], 1 - 1e-9)
-        for name, params in codecs.settings(3).items():
+        for name, params in codecs.settings().items():
             weights = attention.Weights(self.model) if name.startswith("attention") else None
+            if "hot_layers" in params:  # of a model with fewer layers
+                params = {**params, "hot_layers": [x for x in params["hot_layers"] if x < 3]}
+            raw_layers = {layer % 3 for layer in params.get("raw_layers", [])}
             decoded, report = self.decode(params, profile=profile, weights=weights)
             self.assertEqual(decoded.raw_bytes, sum(2 * 2 * k.numel() for k, _ in
                                                     self.clean.cache), name)
             self.assertEqual(decoded.stored_bytes,
                              sum(p["stored_bytes"] for p in report["planes"]), name)
             for p in report["planes"]:
-                raw = p["layer"] in params.get("raw_layers", [])
+                raw = p["layer"] in raw_layers
                 self.assertEqual(p["coded"], not raw, name)
                 if raw:
                     self.assertEqual(p["stored_bytes"], p["raw_bytes"])
-            for layer in params.get("raw_layers", []):
+            for layer in raw_layers:
                 for a, b in zip(self.clean.cache[layer], decoded.layers[layer]):
                     self.assertTrue(torch.equal(a, b), name)
+
+    def test_the_command_measures_reports_and_goes_on(self):
+        args = command._parser().parse_args(
+            ["quality", "m", "--text", "x=y", "--kakeya", KAKEYA, "--out", str(self.tmp / "o"),
+             "--setting", "identity", "--setting", "bare", "--setting",
+             'finer={"k": {"bits": 4}, "hot_layers": [-1]}', "--tokens", "129", "--variant", "kv",
+             "--variant", "k", "--protocol", "whole", "--block-tokens", "64"])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            for _ in range(2):
+                command.measure(args, self.model, [self.passage])
+        self.assertIn("| finer | kv |", said.getvalue())
+        rows = (self.tmp / "o" / "results.jsonl").read_text().splitlines()
+        self.assertEqual(len([r for r in rows if '"variant"' in r]), 3 * 2)
+        self.assertTrue((self.tmp / "o" / "report.html").exists())
+        args.setting = ["whitening"]
+        with self.assertRaisesRegex(ValueError, "needs --profile"):
+            command.measure(args, self.model, [self.passage])
+
+    def test_layers_are_told_by_what_their_keys_do_to_attention(self):
+        captured = [(self.passage, *command._captured(self.model, self.passage))]
+
+        class Spoiler:
+            name = "spoiler"
+
+            def __call__(self, config, layers, token_ids):
+                out = [(k + .01 * torch.randn_like(k.float()).to(k.dtype), v) for k, v in layers]
+                out[1] = (layers[1][0] * -1, layers[1][1])
+                return types.SimpleNamespace(layers=out, raw_bytes=2, stored_bytes=1)
+
+        worst = scores.worst_layers(self.model, captured, Spoiler())
+        self.assertEqual(worst[0][0], 1)
+        self.assertGreater(worst[0][1], 10 * worst[1][1])
+        lines = list(scores.table(self.model, captured, [self.codec({}), Spoiler()]))
+        self.assertEqual(len(lines), 4)
+
+    def test_guardrails_come_out_of_the_same_calibration_as_the_transform(self):
+        out = self.tmp / "fklt.safetensors"
+        args = calibrate_command.parse(
+            ["m", "--text", "x=y", "--passages", "2", "--apart", "2", "--tokens", "640", "--draws",
+             "1", "--out", str(out), "--guardrails", str(self.tmp / "g.safetensors"), "--kakeya",
+             KAKEYA])
+        stopped = RuntimeError("enough")
+        with mock.patch.object(calibrate_command, "load", return_value=(self.model, None)), \
+                mock.patch.object(calibrate_command.fetch, "resolve", side_effect=lambda x: x), \
+                mock.patch.object(calibrate_command.text, "read_kinds", return_value={"x": ""}), \
+                mock.patch.object(calibrate_command, "passages_of",
+                                  return_value=(passages(2, 640), [], [])), \
+                mock.patch.object(calibrate_command.calibrate, "file_sha256", return_value="0"), \
+                mock.patch.object(calibrate_command.calibrate, "accumulate",
+                                  side_effect=stopped), \
+                self.assertRaises(RuntimeError):
+            calibrate_command.run(args)  # the transform itself is pipeline_test's
+        made = safetensors.numpy.load_file(str(self.tmp / "g.safetensors"))
+        self.assertIn("layer_2_chol", made)
+        self.assertIn("centroids_k_b3", made)
+        decoded, report = self.decode({"preset": "kakeya-1.3-ppl"},
+                                      profile=self.tmp / "g.safetensors")
+        self.assertGreater(report["ratio"], 1)
 
     def test_the_tail_is_exact_and_short_caches_are_plain(self):
         decoded, report = self.decode({"preset": "kakeya-1.3"}, residual=32)

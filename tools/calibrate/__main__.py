@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import torch
 
-from tools.calibrate import calibrate, capture, fit, layout as layout_lib, profile, text
+from tools.calibrate import (calibrate, capture, fit, guardrails, layout as layout_lib, profile,
+                             text)
 from tools.models import fetch, tokenizer
 
 
@@ -47,6 +48,10 @@ def parse(argv):
                    help="profile.safetensors; with several --groups, {groups} in it is replaced")
     p.add_argument("--report", help="also write what was measured here, as JSON; {groups} as "
                                     "in --out")
+    p.add_argument("--guardrails", metavar="FILE",
+                   help="also write a profile of kakeya-1.3-ppl, from the same passages: second "
+                        "moments of queries and centroid tables (tools/calibrate/guardrails.py)")
+    p.add_argument("--kakeya", help="the kakeya command, which --guardrails needs")
     return p.parse_args(argv)
 
 
@@ -115,6 +120,8 @@ def run(args):
     partitions = args.groups.split(",")
     if len(partitions) > 1 and "{groups}" not in args.out:
         raise layout_lib.LayoutError("several --groups need {groups} in --out")
+    if args.guardrails and not args.kakeya:
+        raise layout_lib.LayoutError("--guardrails needs --kakeya")
     path = fetch.resolve(args.model)
     kinds = text.read_kinds(args.text)
     checks = text.read_kinds(args.check) if args.check else {}
@@ -128,6 +135,10 @@ def run(args):
     work = args.work or (None if device.type == "cuda" else f"{args.out}.work")
     store = calibrate.Store(work, plan_of(args, sha, passages), device)
     nll = calibrate.capture_all(model, layout, passages, args.draws, args.seed, store)
+    if args.guardrails:
+        guardrails.calibrate(model, passages, args.kakeya, args.guardrails,
+                             {"preset": "kakeya-1.3-ppl"},
+                             " ".join(["python3 -m tools.calibrate"] + sys.argv[1:]))
     moments, metric = calibrate.accumulate(layout, store, len(passages), list(groups.values()),
                                            device)
     factor = fit.cholesky(metric.matrix(), layout)
@@ -167,7 +178,7 @@ def main():
     try:
         run(args)
     except (fetch.FetchError, text.TextError, layout_lib.LayoutError, fit.FitError,
-            profile.ProfileError, FloatingPointError) as e:
+            profile.ProfileError, guardrails.GuardrailError, FloatingPointError) as e:
         sys.exit(f"calibrate: {e}")
 
 

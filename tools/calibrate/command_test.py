@@ -31,6 +31,10 @@ class ErrorsTest(unittest.TestCase):
         self.assertIn("{groups}", said(["smollm2-135m", "--text", "a=b", "--groups", "layer,4",
                                         "--out", "o"]))
 
+    def test_guardrails_need_the_command_that_codes(self):
+        self.assertIn("--kakeya", said(["smollm2-135m", "--text", "a=b", "--guardrails", "g",
+                                        "--out", "o"]))
+
     def test_a_text_file_that_is_not_there_is_named(self):
         with tempfile.TemporaryDirectory() as tmp:
             missing = os.path.join(tmp, "none.txt")

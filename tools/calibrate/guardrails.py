@@ -52,6 +52,31 @@ def second_moments(model, passages, on_cache):
     return sums, count
 
 
+def spread(moment, inv_freq, reach):
+    """E[q q^T] over relative positions: float64 [heads, D, D] of queries before RoPE -> the mean
+    of R(d) moment R(d)^T over the distances d of all pairs of a sequence of `reach` tokens.
+
+    A score of a query m and a key n is <R(m - n) q, k> of the vectors before RoPE, so this, and
+    not the moment itself, is the metric of squared score error on un-rotated keys, as long as
+    queries are alike everywhere. R is rotate-half's, as in tools.models.
+    """
+    distance = torch.arange(reach, dtype=torch.float64)
+    weight = (reach - distance) / (reach - distance).sum()
+    angle = distance[:, None] * inv_freq.double()[None]
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]  # [reach, 1, dims / 2]
+
+    def turn(x):  # [reach, D, D], rows
+        half = cos.shape[-1]
+        a, b = x[..., :half], x[..., half:2 * half]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half:]], -1)
+
+    out = torch.zeros_like(moment)
+    for h, m in enumerate(moment):
+        turned = turn(turn(m.expand(reach, -1, -1)).transpose(1, 2))
+        out[h] = torch.einsum("r,rij->ij", weight, turned)
+    return (out + out.transpose(1, 2)) / 2
+
+
 def factor(moment, ridge=RIDGE, max_condition=0.0):
     """Sigma and its Cholesky factor, float64 [heads, D, D]: ridge added in units of the mean
     diagonal, then scaled to a mean diagonal of 1, so that factored keys keep their size.
@@ -153,16 +178,17 @@ def write_profile(path, model, tensors, params, made):
 def run_kakeya(command, cache, profile, params, folder, block_tokens):
     done = subprocess.run(
         [command, "cache", str(cache), "--profile", str(profile), "--params",
-         json.dumps(params), "--block-tokens", str(block_tokens), "--stages", "--dump", str(folder), "--report",
-         str(pathlib.Path(folder) / "report.json")],
+         json.dumps(params), "--block-tokens", str(block_tokens), "--stages", "--dump",
+         str(folder), "--report", str(pathlib.Path(folder) / "report.json")],
         capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise GuardrailError(f"{command}: {done.stderr.strip()}")
 
 
 def calibrate(model, passages, command, out, params, made, max_condition=0.0,
-              block_tokens=512):
-    """Two steps: moments from clean runs, then tables from the codec's own residuals."""
+              block_tokens=512, metric="query"):
+    """Two steps: moments from clean runs, then tables from the codec's own residuals. metric:
+    query (as published: E[q q^T] before RoPE) or score (spread over relative positions)."""
     with tempfile.TemporaryDirectory(prefix="kvcask-guardrails-") as tmp:
         tmp, caches = pathlib.Path(tmp), []
 
@@ -174,7 +200,10 @@ def calibrate(model, passages, command, out, params, made, max_condition=0.0,
         sums, count = second_moments(model, passages, keep)
         tensors, conditions = {}, []
         for layer, moment in enumerate(sums):
-            sigma, chol = factor(moment / count, max_condition=max_condition)
+            moment = moment / count
+            if metric == "score":
+                moment = spread(moment, model._inv_freq[layer].cpu(), len(passages[0].ids))
+            sigma, chol = factor(moment, max_condition=max_condition)
             tensors[f"layer_{layer}_chol"] = chol.float().numpy()
             tensors[f"layer_{layer}_sigma"] = sigma.float().numpy()
             for head in range(len(sigma)):
@@ -216,6 +245,9 @@ def main(argv=None):
                         help="JSON; of the codec, kept in the profile")
     parser.add_argument("--max-condition", type=float, default=0.0,
                         help="of a second moment, by more ridge; 0: as it is")
+    parser.add_argument("--metric", choices=("query", "score"), default="query",
+                        help="query: E[q q^T] before RoPE, as published; score: its mean over the "
+                             "rotations between a query and the keys before it")
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
     path = fetch.resolve(args.model)
@@ -224,9 +256,9 @@ def main(argv=None):
     passages = text_lib.cut(text_lib.read_kinds(args.text), tok.encode, args.passages,
                             args.tokens, args.seed)
     made = f"tools.calibrate.guardrails {args.model} --passages {args.passages} --tokens " \
-           f"{args.tokens} --seed {args.seed}"
+           f"{args.tokens} --seed {args.seed} --metric {args.metric}"
     calibrate(model, passages, args.kakeya, args.out, json.loads(args.params), made,
-              args.max_condition)
+              args.max_condition, metric=args.metric)
     return 0
 
 
