@@ -1,6 +1,7 @@
 """Kakeya codecs measured on a model's own caches.
 
   python3 -m bench.kakeya quality smollm2-135m --text wiki=F ... --kakeya PATH --profile P --out DIR
+  python3 -m bench.kakeya table DIR...
   python3 -m bench.kakeya stages CACHE.safetensors --kakeya PATH [--profile P] --out FILE.md
   python3 -m bench.kakeya compare CACHE.safetensors --kakeya PATH
   python3 -m bench.kakeya scores smollm2-135m --text wiki=F ... --kakeya PATH --profile P
@@ -10,7 +11,7 @@
 and V only are the variants k and v, the depth curve is the variant first. `stages` prints signal
 to noise and correlation after each stage, layer by layer, K and V apart. `compare` sets pairs of
 settings, and TurboQuant's 3 bits, side by side on one cache. `scores` says what decoded keys
-do to attention (scores.py). `hot` picks layers for more bits: those whose keys, coded as the
+do to attention (scores.py). `table` writes the tables of docs/kakeya.md. `hot` picks layers for more bits: those whose keys, coded as the
 first --setting says, change attention most, worst first; it prints a recipe.
 """
 
@@ -68,6 +69,9 @@ def _parser():
         sub.add_argument("--kakeya", required=True, help="the kakeya command")
         sub.add_argument("--profile", default="", help="of tools.calibrate.guardrails")
         sub.add_argument("--score-profile", default="")
+    table = commands.add_parser("table")
+    table.add_argument("folders", nargs="+", help="--out of quality")
+    table.set_defaults(run=_table)
     for sub in (quality, stages):
         sub.add_argument("--kakeya", required=True, help="the kakeya command")
         sub.add_argument("--profile", default="", help="of tools.calibrate.guardrails")
@@ -202,6 +206,11 @@ def _hot(args):
         print(f"layer {layer}: {kl:.4f} nats a query", file=sys.stderr)
     print(json.dumps({"hot_layers": sorted(layer for layer, _ in worst[:args.count]),
                       "hot_bits": args.bits}))
+
+
+def _table(args):
+    from bench.kakeya import table
+    print("\n".join(table.lines(table.gather(args.folders), ["identity", *codecs.settings()])))
 
 
 def _compare(args):

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from bench.kakeya import attention, codecs, compare, scores
+from bench.kakeya import attention, codecs, compare, scores, table
 from bench.kakeya import __main__ as command
 from bench.quality import protocols
 from tools.calibrate import __main__ as calibrate_command
@@ -190,6 +190,10 @@ class KakeyaTest(unittest.TestCase):
         rows = (self.tmp / "o" / "results.jsonl").read_text().splitlines()
         self.assertEqual(len([r for r in rows if '"variant"' in r]), 3 * 2)
         self.assertTrue((self.tmp / "o" / "report.html").exists())
+        lines = list(table.lines(table.gather([self.tmp / "o"]), ["bare"]))
+        self.assertEqual([x.split(" | ")[0] for x in lines if x.startswith("| ")],
+                         ["| setting", "| bare", "| identity", "| finer"] * 2)
+        self.assertIn("| identity | 1.00 | +0.0 (+0.0) | 0.000 | 100.0 |", lines)
         args.setting = ["whitening"]
         with self.assertRaisesRegex(ValueError, "needs --profile"):
             command.measure(args, self.model, [self.passage])

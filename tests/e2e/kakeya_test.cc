@@ -104,7 +104,9 @@ TEST_F(KakeyaTest, RecipesKeepBoundaryLayersStreamsAndSinksExact) {
     const size_t layer = p / 2;
     const bool raw = layer < 2 || layer > 27;
     EXPECT_EQ(Error(boundary, p) == 0, raw) << "plane " << p;
-    if (!raw) EXPECT_EQ(boundary.planes[p], plain.planes[p]) << "no cross-talk";
+    if (!raw) {
+      EXPECT_EQ(boundary.planes[p], plain.planes[p]) << "no cross-talk";
+    }
   }
   const Fetched listed = Put(Open("listed", "kakeya-1.3", R"({"raw_layers": [0, 1, -2, 29]})"));
   for (size_t p = 0; p < 60; ++p) EXPECT_EQ(listed.planes[p], boundary.planes[p]);
