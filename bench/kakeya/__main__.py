@@ -11,8 +11,9 @@
 and V only are the variants k and v, the depth curve is the variant first. `stages` prints signal
 to noise and correlation after each stage, layer by layer, K and V apart. `compare` sets pairs of
 settings, and TurboQuant's 3 bits, side by side on one cache. `scores` says what decoded keys
-do to attention (scores.py). `table` writes the tables of docs/kakeya.md. `hot` picks layers for more bits: those whose keys, coded as the
-first --setting says, change attention most, worst first; it prints a recipe.
+do to attention (scores.py). `table` writes the tables of docs/kakeya.md. `hot` picks layers for
+more bits: those whose keys, coded as the first --setting says, change attention most, worst
+first; it prints a recipe.
 """
 
 import argparse
