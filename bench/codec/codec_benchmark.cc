@@ -62,7 +62,7 @@ std::shared_ptr<const Profile> MeanProfile(const Geometry& g) {
     file.insert(file.end(), b.begin(), b.end());
     return absl::OkStatus();
   });
-  writer.SetMetadata("kvcask.profile", "0");
+  writer.SetMetadata("kvcask.profile", "1");
   writer.SetMetadata("codec", "int8");
   writer.SetMetadata("name", "benchmark");
   writer.SetMetadata("model", "benchmark");

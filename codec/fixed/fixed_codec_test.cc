@@ -46,7 +46,7 @@ std::shared_ptr<const Profile> MakeProfile(const Geometry& g, const Means& means
     file.insert(file.end(), b.begin(), b.end());
     return absl::OkStatus();
   });
-  writer.SetMetadata("kvcask.profile", "0");
+  writer.SetMetadata("kvcask.profile", "1");
   writer.SetMetadata("codec", "int8");
   writer.SetMetadata("name", "test");
   writer.SetMetadata("model", "test");

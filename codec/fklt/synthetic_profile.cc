@@ -152,7 +152,7 @@ std::vector<uint8_t> RawProfile::Serialize() const {
 RawProfile MakeSyntheticProfile(const SyntheticOptions& o) {
   std::mt19937 rng(o.seed);
   RawProfile out;
-  out.metadata = {{"kvcask.profile", "0"},
+  out.metadata = {{"kvcask.profile", "1"},
                   {"codec", "fklt"},
                   {"name", "synthetic"},
                   {"model", "none"},

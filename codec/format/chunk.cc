@@ -16,7 +16,7 @@ namespace {
 
 // Frozen in the file format.
 constexpr uint8_t kMagic[4] = {'K', 'V', 'C', 'K'};
-constexpr uint16_t kVersion = 0;
+constexpr uint16_t kVersion = 1;
 constexpr size_t kFixedBytes = 96;
 constexpr size_t kEntryBytes = 16;
 constexpr size_t kTileAlignment = 16;

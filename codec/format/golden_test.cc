@@ -1,5 +1,5 @@
 // Chunks kept as files: the proof that today's program reads and writes what yesterday's did,
-// to the byte. After a change of version 0 that is meant, write them anew:
+// to the byte. After a new version, keep the old files and write the new beside them:
 //   KVCASK_UPDATE_GOLDEN=$PWD/codec/format/testdata bazel-run this test, and say why in the
 //   change log of FORMAT.md.
 #include <gtest/gtest.h>

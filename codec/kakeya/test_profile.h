@@ -33,7 +33,7 @@ inline std::vector<uint8_t> TestProfileFile(const Geometry& g, const std::string
   const auto check = [](const absl::Status& s) {
     if (!s.ok()) std::abort();
   };
-  writer.SetMetadata("kvcask.profile", "0");
+  writer.SetMetadata("kvcask.profile", "1");
   writer.SetMetadata("codec", codec);
   writer.SetMetadata("name", "test");
   writer.SetMetadata("model", "test");

@@ -93,7 +93,7 @@ absl::StatusOr<std::vector<uint8_t>> MeanProfileMaker::Build(absl::string_view n
     file.insert(file.end(), b.begin(), b.end());
     return absl::OkStatus();
   });
-  writer.SetMetadata("kvcask.profile", "0");
+  writer.SetMetadata("kvcask.profile", "1");
   writer.SetMetadata("codec", "int8");
   writer.SetMetadata("name", name);
   writer.SetMetadata("model", model);

@@ -13,7 +13,7 @@ namespace kvcask {
 namespace {
 
 constexpr char kVersionKey[] = "kvcask.profile";
-constexpr char kVersion[] = "0";
+constexpr char kVersion[] = "1";
 constexpr size_t kMaxNameBytes = 512;
 
 template <typename... Args>

@@ -14,7 +14,7 @@ namespace {
 
 std::map<std::string, std::string> GoodMetadata() {
   const Geometry g = UniformGeometry(2, 2, 4, StandardRope(RopeStyle::kRotateHalf, 4, 1e4));
-  return {{"kvcask.profile", "0"},
+  return {{"kvcask.profile", "1"},
           {"codec", "int8"},
           {"name", "tiny"},
           {"model", "tiny-llama"},

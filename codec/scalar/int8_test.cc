@@ -45,7 +45,7 @@ std::vector<uint8_t> ProfileFile(const Geometry& g, const Means& means,
     file.insert(file.end(), b.begin(), b.end());
     return absl::OkStatus();
   });
-  writer.SetMetadata("kvcask.profile", "0");
+  writer.SetMetadata("kvcask.profile", "1");
   writer.SetMetadata("codec", codec);
   writer.SetMetadata("name", "test");
   writer.SetMetadata("model", "test");

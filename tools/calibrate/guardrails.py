@@ -169,7 +169,7 @@ def write_profile(path, model, tensors, params, made):
     partial = f"{path}.partial"
     safetensors.numpy.save_file(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial,
-        {"kvcask.profile": "0", "codec": "kakeya-1.3-ppl", "name": pathlib.Path(path).stem,
+        {"kvcask.profile": "1", "codec": "kakeya-1.3-ppl", "name": pathlib.Path(path).stem,
          "model": model.config.name, "geometry": json.dumps(model.geometry()),
          "kakeya": json.dumps(params), "made": made})
     os.replace(partial, path)

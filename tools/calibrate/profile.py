@@ -94,7 +94,7 @@ def write(path, p):
     partial = f"{path}.partial"
     safetensors.numpy.save_file(
         tensors_of(p), partial,
-        {"kvcask.profile": "0", "codec": "fklt", **{k: str(v) for k, v in p.metadata.items()}})
+        {"kvcask.profile": "1", "codec": "fklt", **{k: str(v) for k, v in p.metadata.items()}})
     os.replace(partial, path)
 
 
