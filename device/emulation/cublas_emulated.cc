@@ -16,8 +16,8 @@ absl::StatusOr<std::unique_ptr<Cublas>> Cublas::Load() {
 Cublas::~Cublas() = default;
 
 absl::Status Cublas::MultiplyTransposed(cudaStream_t stream, int tokens, int columns, int rows,
-                                        float alpha, const __half* y, int y_stride,
-                                        const __half* m, __half* x) {
+                                        float alpha, const __half* y, int y_stride, const __half* m,
+                                        __half* x) {
   emulation::Enqueue(stream, [=] {
     std::vector<float> sum(columns);
     for (int t = 0; t < tokens; ++t) {

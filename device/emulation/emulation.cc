@@ -1,4 +1,4 @@
-#include "device/emulation/cuda_runtime.h"
+#include <ucontext.h>
 
 #include <csetjmp>
 #include <cstdio>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include <ucontext.h>
+#include "device/emulation/cuda_runtime.h"
 
 struct EmulatedStream {
   std::mutex mutex;

@@ -383,7 +383,8 @@ cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream) {
 
 cudaError_t LaunchEncodeSegments(const EncodeBatch& batch, cudaStream_t stream) {
   const int n = batch.tile_count * batch.segments_most;
-  KVCASK_LAUNCH(EncodeSegmentsKernel, (n + kEncodeWarps - 1) / kEncodeWarps, kEncodeWarps * 32, 0, stream, batch);
+  KVCASK_LAUNCH(EncodeSegmentsKernel, (n + kEncodeWarps - 1) / kEncodeWarps, kEncodeWarps * 32,
+                0, stream, batch);
   return cudaGetLastError();
 }
 

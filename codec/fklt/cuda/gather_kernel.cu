@@ -3,8 +3,8 @@
 // Grid: MoveGrid; 256 threads. A thread has a token and a unit of 16 elements and goes through
 // members. Reads the writer's layout, writes x: memory is the bound, 4 bytes an element. Other
 // strides and fp32 go element by element.
-#include "codec/fklt/cuda/rows_device.h"
 #include "codec/fklt/cuda/encode_kernels.h"
+#include "codec/fklt/cuda/rows_device.h"
 
 namespace kvcask::fklt {
 namespace {
@@ -24,9 +24,10 @@ __device__ __forceinline__ float Unscale(const DeviceRope& rope) {
 }
 
 // False: not finite, or outside fp16's range.
-__device__ __attribute__((noinline)) bool GatherElement(const EncodeBatch& batch, const EncodeTileDesc& t,
-                                           const DeviceGroup& g, int member, int number, int token,
-                                           int e) {
+__device__ __attribute__((noinline)) bool GatherElement(const EncodeBatch& batch,
+                                                        const EncodeTileDesc& t,
+                                                        const DeviceGroup& g, int member,
+                                                        int number, int token, int e) {
   const DeviceMember m = g.member[member];
   const DevicePlane plane = t.planes[m.plane];
   DeviceRope rope{};

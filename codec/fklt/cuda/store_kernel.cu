@@ -20,9 +20,10 @@ __device__ __forceinline__ int64_t TokenOffset(const DecodeTileDesc& t, const De
              : t.pages[to / t.page_tokens] + (to % t.page_tokens) * plane.token_stride;
 }
 
-__device__ __attribute__((noinline)) void StoreElement(const DecodeBatch& batch, const DecodeTileDesc& t,
-                                          const TileState& s, const DeviceGroup& g, int member,
-                                          int number, int token, int e) {
+__device__ __attribute__((noinline)) void StoreElement(const DecodeBatch& batch,
+                                                       const DecodeTileDesc& t, const TileState& s,
+                                                       const DeviceGroup& g, int member, int number,
+                                                       int token, int e) {
   const DeviceMember m = g.member[member];
   const DevicePlane plane = t.planes[m.plane - t.first_plane];
   DeviceRope rope{};
@@ -41,8 +42,8 @@ __device__ __attribute__((noinline)) void StoreElement(const DecodeBatch& batch,
   if (raw || (sink && t.mode == kCodedMode)) {
     const int element = t.source_dtype == kF32 ? 4 : 2;
     const uint8_t* const from =
-        received + (static_cast<size_t>(m.offset) * kept + static_cast<size_t>(index) * m.head_dim) *
-                       element;
+        received +
+        (static_cast<size_t>(m.offset) * kept + static_cast<size_t>(index) * m.head_dim) * element;
     const uint8_t* const p = from + e * element;
     if (!(turns && t.position_offset != 0)) {
       if (t.dtype == t.source_dtype) {  // byte for byte
