@@ -52,7 +52,7 @@ struct Rig {
   std::unique_ptr<Codec> cpu, gpu;
 };
 
-std::vector<uint8_t> Encode(const Codec& codec, const Group& layers, int group,
+std::vector<uint8_t> Encode(const Codec& codec, int group,
                             const TestCache& source, const std::vector<uint32_t>& positions,
                             absl::Status* status) {
   Workspace workspace;
@@ -100,9 +100,9 @@ TEST(CoderGpuTest, Int8IsTheCpusBitForBit) {
                                             " tokens, dtype ", static_cast<int>(source.dtype()));
       absl::Status cpu_status, gpu_status;
       const auto expected =
-          Encode(*s.cpu, s.cpu->groups()[group], group, source, positions, &cpu_status);
+          Encode(*s.cpu, group, source, positions, &cpu_status);
       const auto got =
-          Encode(*s.gpu, s.cpu->groups()[group], group, source, positions, &gpu_status);
+          Encode(*s.gpu, group, source, positions, &gpu_status);
       ASSERT_EQ(gpu_status, cpu_status) << what;
       ASSERT_EQ(got, expected) << what;
       if (!cpu_status.ok()) continue;
@@ -264,10 +264,10 @@ TEST(CoderGpuTest, ADeviceLostInTheMiddleCostsNoJob) {
   source.FillRandom(rng);
   const auto positions = PositionsFrom(0, 50);
   absl::Status status;
-  const auto expected = Encode(*s.cpu, s.cpu->groups()[0], 0, source, positions, &status);
+  const auto expected = Encode(*s.cpu, 0, source, positions, &status);
   emulation::LoseDevice(cudaErrorIllegalAddress, 2);
   for (int i = 0; i < 5; ++i) {
-    EXPECT_EQ(Encode(*s.gpu, s.cpu->groups()[0], 0, source, positions, &status), expected);
+    EXPECT_EQ(Encode(*s.gpu, 0, source, positions, &status), expected);
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_EQ(s.state.lost(), i >= 2);
   }
