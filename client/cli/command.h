@@ -67,6 +67,10 @@ absl::Status Explain(const Globals& globals, int tokens, bool as_json);
 // "A:B", "A:", ":B" or ":"; B 0 or absent: to the end. INVALID_ARGUMENT names `what`.
 absl::StatusOr<v1::Range> ParseRange(absl::string_view what, absl::string_view text);
 
+// A quality, a setting or a recipe as given on the command line: "@FILE" is what the file holds
+// (at most 64 KiB), anything else itself.
+absl::StatusOr<std::string> ReadSetting(const std::string& text);
+
 // "5.9 MB", in powers of ten.
 std::string HumanBytes(uint64_t bytes);
 // raw / stored, 0 when nothing is stored.

@@ -2,11 +2,15 @@
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
 
+#include <cstring>
 #include <memory>
+#include <vector>
 
+#include "client/cli/cache_file.h"
 #include "client/cli/command.h"
 #include "client/cli/mapped_file.h"
 #include "codec/base/sha256.h"
+#include "codec/profile/mean_profile.h"
 
 namespace kvcask {
 namespace {
@@ -64,6 +68,45 @@ absl::StatusOr<v1::Profile> Register(Client& client, const std::string& path) {
   return added;
 }
 
+// A profile of the means of caches of one model, written to `out`.
+absl::Status MakeMeans(const std::vector<std::string>& caches, const std::string& out,
+                       const std::string& name, bool as_json) {
+  std::unique_ptr<MeanProfileMaker> maker;
+  Geometry geometry;
+  std::string model;
+  for (const std::string& path : caches) {
+    const auto file = CacheFile::Open(path);
+    if (!file.ok()) return Annotate(file.status(), Printable(path));
+    const CacheMetadata& about = file->info().metadata;
+    if (maker == nullptr) {
+      geometry = file->geometry();
+      model = about.model;
+      maker = std::make_unique<MeanProfileMaker>(geometry);
+    }
+    const std::string difference = DescribeGeometryDifference(
+        geometry, file->geometry(), Printable(caches[0]), Printable(path));
+    if (!difference.empty()) return absl::InvalidArgumentError(difference);
+    const absl::Status s = maker->Add(file->view(), about.tokens, about.first_position);
+    if (!s.ok()) return Annotate(s, Printable(path));
+  }
+  const auto bytes = maker->Build(name.empty() ? absl::StrCat(model, " means") : name, model);
+  if (!bytes.ok()) return bytes.status();
+  auto file = OutputFile::Create(out, bytes->size());
+  if (!file.ok()) return file.status();
+  std::memcpy((*file)->data(), bytes->data(), bytes->size());
+  if (absl::Status s = (*file)->Publish(); !s.ok()) return s;
+  if (as_json) {
+    PrintJson({{"file", out},
+               {"tokens", maker->tokens()},
+               {"size_bytes", bytes->size()},
+               {"fingerprint", ToHex(Sha256(*bytes))}});
+  } else {
+    std::printf("%s: means of %lld tokens\n", Printable(out).c_str(),
+                static_cast<long long>(maker->tokens()));
+  }
+  return absl::OkStatus();
+}
+
 bool IsHex(const std::string& s) {
   return s.size() >= 8 && s.size() <= 64 && s.find_first_not_of("0123456789abcdefABCDEF") == s.npos;
 }
@@ -83,7 +126,8 @@ absl::StatusOr<std::string> ResolveProfile(Client& client, const std::string& na
 
 void AddProfileCommands(CLI::App* app, Globals* globals) {
   struct Args {
-    std::string name;
+    std::string name, out;
+    std::vector<std::string> caches;
     bool json = false;
   };
   auto args = std::make_shared<Args>();
@@ -141,7 +185,16 @@ void AddProfileCommands(CLI::App* app, Globals* globals) {
     }
     return absl::OkStatus();
   });
-  for (CLI::App* s : {add, ls, show, rm}) s->add_flag("--json", args->json, "Print as JSON");
+
+  CLI::App* means = c->add_subcommand(
+      "means", "Make a profile of means from cache files of a model; asks no daemon");
+  means->add_option("caches", args->caches, "Cache files, a few thousand tokens of any text")
+      ->required();
+  means->add_option("--out", args->out, "Profile file")->required();
+  means->add_option("--name", args->name, "Of the profile (default: the model's, means)");
+  OnRun(means, globals,
+        [=] { return MakeMeans(args->caches, args->out, args->name, args->json); });
+  for (CLI::App* s : {add, ls, show, rm, means}) s->add_flag("--json", args->json, "Print as JSON");
 }
 
 }  // namespace kvcask

@@ -4,6 +4,7 @@
 #include <absl/strings/str_format.h>
 #include <absl/strings/str_split.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -13,13 +14,18 @@
 #include <vector>
 
 #include "client/cc/convert.h"
+#include "client/cli/cache_file.h"
 #include "client/cli/command.h"
+#include "client/cli/mapped_file.h"
 #include "codec/base/dtype.h"
 #include "codec/base/geometry_json.h"
+#include "codec/builtin_codecs.h"
 #include "codec/fixed/presets.h"
+#include "codec/profile/profile.h"
 #include "codec/recipe/layer_plan.h"
 #include "codec/recipe/projection.h"
 #include "codec/recipe/recipe.h"
+#include "codec/recipe/sampled_size.h"
 
 namespace kvcask {
 namespace {
@@ -57,29 +63,37 @@ absl::StatusOr<Geometry> ReadGeometry(const std::string& path) {
 }
 
 struct ProjectArgs {
-  std::string model;
-  std::vector<std::string> codecs;
+  std::string model, geometry, profile;
+  std::vector<std::string> codecs, like;
   std::vector<int64_t> tokens;
-  bool whole = false, open = false, token_ids = false, profile = false, as_json = false;
+  bool whole = false, open = false, token_ids = false, as_json = false;
 };
 
 absl::Status RunProject(const ProjectArgs& args) {
   ProjectionSpec spec;
-  auto geometry = ReadGeometry(args.model);
+  const std::string& model = args.model.empty() ? args.geometry : args.model;
+  auto geometry = ReadGeometry(model);
   if (!geometry.ok()) return geometry.status();
   spec.model = *std::move(geometry);
   spec.token_ids = args.token_ids;
-  spec.profile = args.profile;
+  spec.profile = !args.profile.empty();
   spec.sealed = !args.open;
   spec.windows_only = !args.whole;
   json rows = json::array();
   if (!args.as_json) {
-    std::printf("%s: %s\n%-24s %10s %12s %12s %7s  %s\n", Printable(args.model).c_str(),
+    std::printf("%s: %s\n%-24s %10s %12s %12s %7s  %s\n", Printable(model).c_str(),
                 DescribeLayers(spec.model).c_str(), "codec", "tokens", "raw", "stored", "ratio",
                 "kept as received");
   }
-  for (const std::string& name : args.codecs) {
+  std::vector<std::string> codecs = args.codecs;
+  if (codecs.empty()) {
+    codecs = {"raw", "int8", "fp8", "int4", "turbo4", "turbo3", "k8v4", "e8:q38", "e8:q10"};
+  }
+  for (const std::string& name : codecs) {
     std::tie(spec.codec, spec.setting) = SplitCodec(name);
+    auto setting = ReadSetting(spec.setting);
+    if (!setting.ok()) return setting.status();
+    spec.setting = *std::move(setting);
     for (int64_t tokens : args.tokens) {
       spec.tokens = tokens;
       const auto p = Project(spec);
@@ -99,6 +113,111 @@ absl::Status RunProject(const ProjectArgs& args) {
                   static_cast<long long>(tokens), HumanBytes(p->raw_bytes).c_str(),
                   HumanBytes(p->stored_bytes).c_str(), p->ratio(),
                   HumanBytes(p->exact_bytes).c_str());
+    }
+  }
+  if (args.as_json) PrintJson(rows);
+  return absl::OkStatus();
+}
+
+// The codec "fklt:balanced", made for a model and its profile; *quality is its dial.
+absl::StatusOr<std::unique_ptr<Codec>> MakeCodec(const std::string& name, const Geometry& model,
+                                                 std::shared_ptr<const Profile> profile,
+                                                 Quality* quality) {
+  const auto [codec, setting] = SplitCodec(name);
+  const CodecEntry* entry = FindCodec(codec);
+  if (entry == nullptr) return absl::InvalidArgumentError("no codec of this name");
+  CodecSpec spec;
+  spec.model = model;
+  spec.shard.layer_end = static_cast<int>(model.layers.size());
+  for (const LayerGeometry& layer : model.layers) {
+    for (const StreamGeometry& s : layer.streams) {
+      spec.shard.head_end = std::max(spec.shard.head_end, s.heads);
+    }
+  }
+  if (entry->needs_profile || entry->takes_means) spec.profile = std::move(profile);
+  if (entry->canonical_setting != nullptr) {
+    auto canonical = entry->canonical_setting(setting);
+    if (!canonical.ok()) return canonical.status();
+    spec.setting = *std::move(canonical);
+  } else {
+    const auto parsed = ParseQuality(setting);
+    if (!parsed.ok()) return parsed.status();
+    if (!entry->has_quality && *parsed != Quality::kDefault) {
+      return absl::InvalidArgumentError("this codec has no quality");
+    }
+    *quality = *parsed;
+  }
+  return entry->make(spec);
+}
+
+void PrintSampled(const std::string& name, int64_t tokens, const SampledSize& size) {
+  std::printf("%-24s %10lld %12s %12s %7.3f", Printable(name).c_str(),
+              static_cast<long long>(tokens), HumanBytes(size.raw_bytes).c_str(),
+              HumanBytes(static_cast<uint64_t>(size.mean_bytes)).c_str(), size.ratio());
+  if (size.one_more_bytes < 0) {
+    std::printf("  no interval by one sample (projection)\n");
+    return;
+  }
+  const double percent = 100 / size.mean_bytes;
+  std::printf("  +- %.1f %% one session, +- %.1f %% their mean (projection)\n",
+              size.one_more_bytes * percent, size.mean_of_many_bytes * percent);
+}
+
+// Sizes that depend on the data, from caches of the kind that will be kept.
+absl::Status RunLike(const ProjectArgs& args) {
+  std::vector<CacheFile> files;
+  for (const std::string& path : args.like) {
+    auto file = CacheFile::Open(path);
+    if (!file.ok()) return Annotate(file.status(), Printable(path));
+    const std::string difference = files.empty() ? "" : DescribeGeometryDifference(
+        files[0].geometry(), file->geometry(), Printable(args.like[0]), Printable(path));
+    if (!difference.empty()) return absl::InvalidArgumentError(difference);
+    files.push_back(*std::move(file));
+  }
+  std::shared_ptr<const Profile> profile;
+  if (!args.profile.empty()) {
+    const auto file = MappedFile::Open(args.profile);
+    if (!file.ok()) return file.status();
+    auto parsed = Profile::Parse({(*file)->bytes().begin(), (*file)->bytes().end()});
+    if (!parsed.ok()) return Annotate(parsed.status(), Printable(args.profile));
+    profile = *std::move(parsed);
+  }
+  std::vector<std::string> codecs = args.codecs;
+  if (codecs.empty()) codecs = {"fklt:near_lossless", "fklt:balanced", "fklt:compact"};
+  json rows = json::array();
+  if (!args.as_json) {
+    std::printf("%zu samples: %s\n%-24s %10s %12s %12s %7s\n", files.size(),
+                DescribeLayers(files[0].geometry()).c_str(), "codec", "tokens", "raw", "mean",
+                "ratio");
+  }
+  for (const std::string& name : codecs) {
+    Quality quality = Quality::kDefault;
+    const auto codec = MakeCodec(name, files[0].geometry(), profile, &quality);
+    if (!codec.ok()) return Annotate(codec.status(), Printable(name));
+    SizeSampler sampler(codec->get(), quality, profile != nullptr);
+    for (size_t i = 0; i < files.size(); ++i) {
+      const CacheInfo& info = files[i].info();
+      const absl::Status s =
+          sampler.Add(files[i].view(), info.metadata.tokens,
+                      static_cast<uint32_t>(info.metadata.first_position), info.token_ids);
+      if (!s.ok()) return Annotate(s, Printable(args.like[i]));
+    }
+    for (int64_t tokens : args.tokens) {
+      const auto size = sampler.Project(tokens);
+      if (!size.ok()) return Annotate(size.status(), Printable(name));
+      if (!args.as_json) {
+        PrintSampled(name, tokens, *size);
+        continue;
+      }
+      json row = {{"codec", name},           {"tokens", tokens},
+                  {"raw_bytes", size->raw_bytes}, {"stored_bytes", size->mean_bytes},
+                  {"ratio", size->ratio()},  {"samples", files.size()},
+                  {"projection", true}};
+      if (size->one_more_bytes >= 0) {
+        row["interval_one_session_bytes"] = size->one_more_bytes;
+        row["interval_mean_bytes"] = size->mean_of_many_bytes;
+      }
+      rows.push_back(std::move(row));
     }
   }
   if (args.as_json) PrintJson(rows);
@@ -155,6 +274,11 @@ std::string Formula(const std::string& codec, const std::string& setting) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::string> ReadSetting(const std::string& text) {
+  if (text.empty() || text[0] != '@') return text;
+  return ReadText(text.substr(1), size_t{64} << 10);
+}
 
 absl::Status Explain(const Globals& globals, int tokens, bool as_json) {
   auto client = globals.Connect();
@@ -223,19 +347,36 @@ absl::Status Explain(const Globals& globals, int tokens, bool as_json) {
 void AddProjectCommand(CLI::App* app, Globals* globals) {
   auto args = std::make_shared<ProjectArgs>();
   CLI::App* c = app->add_subcommand(
-      "project", "What a session will take, exact for codecs of constant size; asks no daemon");
-  c->add_option("model", args->model, "The model's config.json, or a geometry as JSON")->required();
-  args->codecs = {"raw", "int8", "fp8", "int4", "turbo4", "turbo3", "k8v4", "e8:q38", "e8:q10"};
-  c->add_option("--codec", args->codecs, "NAME or NAME:SETTING; repeatable");
+      "project", "What a session will take; asks no daemon");
+  c->add_option("model", args->model, "The model's config.json, or a geometry as JSON");
+  c->add_option("--geometry", args->geometry, "The same, as an option");
+  c->add_option("--like", args->like,
+                "Instead of a model: cache files of the kind that will be kept,\n"
+                "for codecs whose sizes depend on the data; repeatable");
+  c->add_option("--codec", args->codecs,
+                "NAME, NAME:SETTING or recipe:@FILE; repeatable (default: some;\n"
+                "with --like, fklt)");
   args->tokens = {2048, 8192, 32768, 131072};
   c->add_option("--tokens", args->tokens, "Repeatable")->check(CLI::PositiveNumber);
   c->add_flag("--whole", args->whole,
               "Sliding and chunked layers with all tokens, not the last window alone");
   c->add_flag("--open", args->open, "Not sealed: an incomplete last page stays raw");
   c->add_flag("--token-ids", args->token_ids, "Token ids are sent and kept");
-  c->add_flag("--profile", args->profile, "A profile is named");
+  c->add_option("--profile", args->profile,
+                "Profile file that is named at put (of fixed codecs, means)");
   c->add_flag("--json", args->as_json, "Print as JSON");
-  OnRun(c, globals, [=] { return RunProject(*args); });
+  OnRun(c, globals, [=]() -> absl::Status {
+    if ((args->model.empty() ? 0 : 1) + (args->geometry.empty() ? 0 : 1) +
+            (args->like.empty() ? 0 : 1) != 1) {
+      return absl::InvalidArgumentError("give one of: a model, --geometry, --like");
+    }
+    if (args->like.empty()) return RunProject(*args);
+    if (args->whole || args->open || args->token_ids) {
+      return absl::InvalidArgumentError(
+          "--like takes its samples as they are: sealed, whole, with the token ids they have");
+    }
+    return RunLike(*args);
+  });
 }
 
 }  // namespace kvcask

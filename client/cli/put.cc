@@ -82,7 +82,9 @@ absl::StatusOr<v1::PutOpen> MakeOpen(const PutArgs& args, const CacheFile& file,
   open.mutable_identity()->set_extra_key(args.extra_key.empty() ? info.extra_key : args.extra_key);
   *open.mutable_geometry() = GeometryToProto(file.geometry());
   open.mutable_codec()->set_name(args.codec);
-  open.mutable_codec()->set_quality(args.quality);
+  auto quality = ReadSetting(args.quality);
+  if (!quality.ok()) return quality.status();
+  open.mutable_codec()->set_quality(*std::move(quality));
   open.set_dtype(DtypeToProto(info.metadata.dtype));
   open.set_token_begin(tokens.begin());
   open.set_token_count(static_cast<uint32_t>(tokens.end() - tokens.begin()));
@@ -212,7 +214,7 @@ void AddPutCommand(CLI::App* app, Globals* globals) {
   c->add_option("--profile", args->profile,
                 "Profile file, registered when the daemon lacks it; or the first hex digits of a "
                 "registered one");
-  c->add_option("--quality", args->quality, "near_lossless, balanced or compact");
+  c->add_option("--quality", args->quality, "near_lossless, balanced or compact; a lattice's Q; a recipe, or @FILE with one");
   c->add_option("--tokens", args->tokens,
                 "A:B, that part of the file; A must be what the session holds already");
   c->add_option("--shard", args->shards,
