@@ -261,6 +261,9 @@ void PageTree::MarkLost(PageNode* node, Graveyard* dead) {
   node->lost = true;
   ++lost_chunks_;
   if (node->chunk != nullptr) SetChunk(node, nullptr, dead);
+  if (!node->on_disk) return;  // it is written as lost
+  Hold(node);
+  newly_lost_.push_back(node);
 }
 
 void PageTree::SetSlot(PageNode* node, uint32_t PageNode::*slot, std::vector<PageNode*>* list,

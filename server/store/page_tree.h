@@ -117,6 +117,7 @@ class PageTree {
   // `chunk` is in host memory from now on, or not any more (null).
   void SetChunk(PageNode* node, ChunkRef chunk, Graveyard* dead);
   void MarkOnDisk(PageNode* node);
+  // A node that is on disk is held until TakeLost's caller lets it go: its record must say so.
   void MarkLost(PageNode* node, Graveyard* dead);
 
   // The node of `page` at or above `node`. O(log pages).
@@ -153,6 +154,12 @@ class PageTree {
     gone_.insert(gone_.end(), ids.begin(), ids.end());
   }
   bool has_gone() const { return !gone_.empty(); }
+  // Nodes whose records on disk do not say yet that they are lost; each is held.
+  std::vector<PageNode*> TakeLost() { return std::exchange(newly_lost_, {}); }
+  void PutBackLost(const std::vector<PageNode*>& nodes) {
+    newly_lost_.insert(newly_lost_.end(), nodes.begin(), nodes.end());
+  }
+  bool has_lost() const { return !newly_lost_.empty(); }
 
   // Numbers that are never used twice, across restarts too.
   uint64_t NextNumber() { return ++last_number_; }
@@ -193,6 +200,7 @@ class PageTree {
   absl::flat_hash_map<uint64_t, uint64_t> ns_bytes_;
   std::vector<PageNode*> host_leaves_, leaves_;
   std::vector<uint64_t> gone_;
+  std::vector<PageNode*> newly_lost_;
   uint64_t chunks_ = 0, bytes_ = 0, host_chunks_ = 0, host_bytes_ = 0, disk_bytes_ = 0;
   uint64_t disk_chunks_ = 0, lost_chunks_ = 0;
   uint64_t last_number_ = 0;

@@ -60,6 +60,7 @@ struct Saver::Round {
   std::vector<SavedSession> sessions;
   std::vector<std::pair<PageNode*, ChunkRef>> pages;  // to write; heads are held
   std::vector<PageNode*> held;
+  std::vector<PageNode*> lost;  // on disk, where it is not known yet; held
   std::vector<Form*> forms;  // a page or session of this round uses each
   std::vector<uint64_t> gone, pending;
   Tier::Records records;
@@ -120,6 +121,10 @@ void Saver::Collect(Round* round) {
     round->records.puts.emplace_back(SessionRecordKey(name.first, name.second),
                                      Encode(RecordOf(*session)));
   }
+  round->lost = st.tree.TakeLost();
+  for (const PageNode* n : round->lost) {
+    round->records.puts.emplace_back(PageKey(n->id), Encode(RecordOf(*n)));
+  }
   // Whoever referred to these on disk is among the sessions of this round, or was before.
   round->gone = st.tree.TakeGone();
   for (uint64_t id : round->gone) {
@@ -149,6 +154,7 @@ void Saver::Settle(const Round& round, const absl::Status& status) {
   StoreState& st = *state_;
   if (status.ok()) {
     for (const auto& [node, chunk] : round.pages) st.tree.MarkOnDisk(node);
+    for (PageNode* node : round.lost) st.tree.Unhold(node, &dead);
     for (Form* form : round.forms) form->on_disk = true;
     for (const Round::SavedSession& s : round.sessions) {
       Session* session = st.Find(s.key);
@@ -160,6 +166,7 @@ void Saver::Settle(const Round& round, const absl::Status& status) {
     ++st.counters.tier_errors;
     st.dirty.insert(round.names.begin(), round.names.end());
     st.tree.PutBackGone(round.gone);
+    st.tree.PutBackLost(round.lost);
   }
   for (PageNode* node : round.held) st.tree.Unhold(node, &dead);
   for (Form* form : round.forms) st.tree.ReleaseForm(form);
@@ -171,7 +178,9 @@ bool Saver::SaveRound(bool* failed) {
   Round round;
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
-    if (state_->dirty.empty() && !state_->tree.has_gone()) return false;
+    if (state_->dirty.empty() && !state_->tree.has_gone() && !state_->tree.has_lost()) {
+      return false;
+    }
     Collect(&round);
   }
   absl::Status status = round.refused;
@@ -490,7 +499,7 @@ std::pair<uint64_t, uint64_t> Saver::Scrub(uint64_t bytes) {
       PageNode* node = state_->tree.FindId(id);
       if (node == nullptr) continue;  // it went meanwhile
       good = node->chunk;
-      if (good == nullptr) state_->tree.MarkLost(node, &dead);
+      if (good == nullptr) state_->MarkLost(node, &dead);
     }
     ++corrupt;
     // Host memory still has it: it is written again.

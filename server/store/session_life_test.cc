@@ -158,6 +158,36 @@ TEST_F(LifeTest, RewindCutsUnsealsAndAbortsWriters) {
   Put(kA, Sequence(0, 4));
 }
 
+// Sinks are in the first page: of any session that is left, it is there, whatever the order of
+// use and however often.
+TEST_F(LifeTest, TheFirstPageGoesAfterTheRestOfItsSession) {
+  constexpr int kSessions = 8;
+  for (int s = 0; s < kSessions; ++s) {
+    Put({"", absl::StrCat("s", s)}, Sequence(1000 * s, 40));
+  }
+  // Ends are read often, beginnings never again.
+  for (int i = 0; i < 50; ++i) {
+    for (int s = 0; s < kSessions; s += 2) {
+      ASSERT_TRUE(store.OpenRead({"", absl::StrCat("s", s)}, 36, 40).ok());
+    }
+  }
+  int evictions = 0;
+  while (store.MakeRoom(1) > 0) {
+    ++evictions;
+    uint64_t chunks = 0;
+    for (int s = 0; s < kSessions; ++s) {
+      const SessionKey key{"", absl::StrCat("s", s)};
+      const auto stat = store.Stat(key);
+      if (!stat.ok()) continue;
+      EXPECT_GT(stat->tokens, 0u);
+      ExpectHolds(key, Sequence(1000 * s, 40), stat->tokens);  // from the first page on
+      chunks += stat->chunks;
+    }
+    EXPECT_EQ(store.Usage().chunks, chunks);
+  }
+  EXPECT_EQ(evictions, kSessions * 10);
+}
+
 TEST_F(LifeTest, ALeaseOutlivesItsSessionUntilItEnds) {
   Put(kA, Sequence(0, 10));
   const auto ids = PrefixIds(Sequence(0, 20));

@@ -32,6 +32,7 @@ StoreState::StoreState(uint64_t page, SessionStoreOptions o)
 
 StoreState::~StoreState() {
   Graveyard dead;
+  for (PageNode* node : tree.TakeLost()) tree.Unhold(node, &dead);
   while (!leases.empty()) DropLease(std::string(leases.begin()->first), &dead);
   while (!namespaces.empty()) {
     Remove(namespaces.begin()->second.sessions.begin()->second.get(), &dead);
@@ -96,6 +97,11 @@ void StoreState::Touch(Session* session, absl::Time now, std::optional<absl::Dur
   if (ttl) session->ttl = *ttl;
   if (session->expires() != absl::InfiniteFuture()) expiry.insert({session->expires(), session});
   MarkDirty(session);
+}
+
+void StoreState::MarkLost(PageNode* node, Graveyard* dead) {
+  tree.MarkLost(node, dead);
+  if (wake_saver) wake_saver();
 }
 
 void StoreState::MarkDirty(Session* session) {
@@ -314,7 +320,7 @@ absl::StatusOr<std::vector<ChunkRef>> Fetch(StoreState* state, const SessionKey&
     if (absl::IsDataLoss(bytes.status())) {
       Graveyard dead;
       std::lock_guard<std::mutex> lock(state->mutex);
-      state->tree.MarkLost(node, &dead);
+      state->MarkLost(node, &dead);
       return Lost(*state, name, *node);
     }
     if (!bytes.ok()) return bytes.status();

@@ -57,6 +57,8 @@ struct StoreState {
   // Moves the session in the order of expiry, and counts a change.
   void Touch(Session* session, absl::Time now, std::optional<absl::Duration> ttl);
   void MarkDirty(Session* session);
+  // Its bytes are corrupt and nowhere else; the tier will remember.
+  void MarkLost(PageNode* node, Graveyard* dead);
   ShardChain* Shard(Session* session, uint32_t shard, const std::string& label);
   void SetPinned(Session* session, bool pinned);
   // Cuts every shard to `tokens`.

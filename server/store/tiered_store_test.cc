@@ -43,7 +43,7 @@ struct Tiered {
     tier = std::make_unique<FakeTier>(std::move(contents));
     options.tier = tier.get();
     options.budget = &budget;
-    options.now = [] { return kNow; };
+    options.now = [this] { return clock; };
     store = std::make_unique<SessionStore>(kPage, options);
     auto r = store->Restore();
     ASSERT_TRUE(r.ok()) << r.status();
@@ -72,6 +72,7 @@ struct Tiered {
     return "";
   }
 
+  absl::Time clock = kNow;
   ByteBudget budget;
   SessionStoreOptions options;
   std::unique_ptr<FakeTier> tier;
@@ -220,6 +221,74 @@ TEST(TieredStore, TheScrubberFindsDamageAndRepairsWhatHostMemoryHas) {
   EXPECT_EQ(t.store->Scrub(1 << 20), (std::pair<uint64_t, uint64_t>(4, 4)));
   EXPECT_EQ(t.store->Usage().lost_chunks, 4u);
   EXPECT_EQ(t.store->OpenRead(kA, 0, 0).status().code(), Code::kDataLoss);
+}
+
+TEST(TieredStore, WhatIsLostIsStillKnownToBeLostAfterARestart) {
+  Tiered t;
+  ASSERT_TRUE(t.Put(kA, Sequence(0, 16)).ok());
+  ASSERT_TRUE(t.Put(kB, Sequence(100, 8)).ok());
+  t.store->Save();
+  t.Restart();
+  t.tier->Damage(std::next(t.tier->contents().chunks.begin())->first);
+  EXPECT_EQ(t.store->Scrub(1 << 20), (std::pair<uint64_t, uint64_t>(6, 1)));
+  // The disk fails once: the mark is not forgotten.
+  t.tier->OnWrite([](int) { return absl::UnavailableError("failing"); });
+  EXPECT_FALSE(t.store->Save());
+  t.tier->OnWrite(nullptr);
+  EXPECT_TRUE(t.store->Save());
+  EXPECT_FALSE(t.store->Save());
+  t.Restart();  // the damage is gone from the fake: only the mark tells
+  EXPECT_EQ(t.store->Usage().lost_chunks, 1u);
+  EXPECT_EQ(t.store->Stat(kA)->lost, (std::vector<std::pair<uint64_t, uint64_t>>{{4, 8}}));
+  EXPECT_TRUE(t.store->Stat(kB)->lost.empty());
+  EXPECT_THAT(t.store->OpenRead(kA, 0, 0).status().message(),
+              HasSubstr("tokens 4 to 8 of session 'a' are lost"));
+  EXPECT_TRUE(t.store->OpenRead(kA, 8, 16).ok());
+  EXPECT_EQ(t.store->Scrub(1 << 20), (std::pair<uint64_t, uint64_t>(5, 0)));  // not read again
+  // Rewound, the session is whole, and so it stays.
+  ASSERT_TRUE(t.store->Rewind(kA, 4, 0).ok());
+  t.store->Save();
+  t.Restart();
+  EXPECT_EQ(t.store->Usage().lost_chunks, 0u);
+  EXPECT_EQ(t.Check(kA, Sequence(0, 16), 4), "");
+}
+
+TEST(TieredStore, ALostChunkWhoseSessionGoesLeavesNothing) {
+  Tiered t;
+  ASSERT_TRUE(t.Put(kA, Sequence(0, 16)).ok());
+  t.store->Save();
+  t.store->MakeRoom(1 << 20);
+  t.tier->DamageAll();
+  t.store->Scrub(1 << 20);
+  EXPECT_EQ(t.store->Usage().lost_chunks, 4u);
+  ASSERT_TRUE(t.store->Delete(kA).ok());
+  while (t.store->Save()) {
+  }
+  EXPECT_EQ(t.store->Usage().chunks, 0u);
+  EXPECT_TRUE(t.tier->contents().chunks.empty());
+  t.Restart();
+  EXPECT_EQ(t.store->Usage().chunks, 0u);
+  EXPECT_EQ(t.report.dropped_chunks, 0u);
+}
+
+// The wall clock may be anywhere after a restart: put back or a year on.
+TEST(TieredStore, AClockThatJumpsBetweenStartsExpiresNothingThatIsForEver) {
+  for (const absl::Duration jump : {-absl::Hours(24 * 365), absl::Hours(24 * 365)}) {
+    Tiered t;
+    ASSERT_TRUE(t.Put(kA, Sequence(0, 8)).ok());
+    ASSERT_TRUE(t.Put(kB, Sequence(100, 8)).ok());
+    ASSERT_TRUE(t.Put({"", "pinned"}, Sequence(200, 8)).ok());
+    ASSERT_TRUE(t.store->Update(kB, {std::nullopt, absl::Hours(1), std::nullopt}).ok());
+    ASSERT_TRUE(t.store->Update({"", "pinned"}, {true, absl::Hours(1), std::nullopt}).ok());
+    t.store->Save();
+    t.clock = kNow + jump;
+    t.Restart();
+    // What may expire does so a whole ttl after a clock that was put back, not a year later.
+    EXPECT_EQ(t.store->Expire(t.clock), jump > absl::ZeroDuration() ? 1 : 0);
+    EXPECT_EQ(t.store->Expire(t.clock + absl::Hours(2)), jump > absl::ZeroDuration() ? 0 : 1);
+    EXPECT_EQ(t.Check(kA, Sequence(0, 8), 8), "");
+    EXPECT_EQ(t.Check({"", "pinned"}, Sequence(200, 8), 8), "");
+  }
 }
 
 TEST(TieredStore, AFailingDiskIsToldToWhoWaitsAndTriedAgain) {
