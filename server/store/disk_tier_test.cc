@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -85,6 +87,49 @@ TEST_F(DiskTierTest, AFolderThatCannotBeMadeIsNamed) {
   const auto tier = OpenDiskTier({path_ + "/file/t"});
   EXPECT_TRUE(absl::IsUnavailable(tier.status()));
   EXPECT_THAT(std::string(tier.status().message()), testing::HasSubstr("/file/t"));
+}
+
+// A limit on the size of files: the write that passes it is cut short, those after it fail, as on
+// a full disk. What was acknowledged stays, what was not is not there, and when there is room
+// again, opening the folder goes on.
+TEST_F(DiskTierTest, AShortWriteLosesNothingThatWasAcknowledged) {
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  for (const rlim_t room : {300'000, 1'000'001, 2'345'678}) {
+    SCOPED_TRACE(absl::StrCat(room, " bytes"));
+    fs::remove_all(path_ + "/t");
+    Open();
+    const rlimit limit{room, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    int written = 0, refused = 0;
+    std::vector<bool> is_there;
+    for (int i = 0; i < 40; ++i) {
+      const absl::Status s = tier_->WriteChunk(i, Chunk(i));
+      is_there.push_back(s.ok());
+      ++(s.ok() ? written : refused);
+    }
+    Tier::Records r;
+    r.puts = {{"n", std::string(100'000, 'x')}};
+    EXPECT_FALSE(tier_->Apply(r, true).ok());
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+    EXPECT_GT(written, 0);
+    EXPECT_GT(refused, 0);
+    for (const bool again : {false, true}) {
+      if (again) Open();
+      for (int i = 0; i < 40; ++i) {
+        const auto chunk = tier_->ReadChunk(i);
+        ASSERT_TRUE(chunk.ok() || !is_there[i]) << i << ": " << chunk.status();
+        if (chunk.ok()) {
+          EXPECT_EQ(*chunk, Chunk(i)) << i;
+        }
+      }
+      EXPECT_TRUE(Records("n").empty());
+    }
+    EXPECT_TRUE(tier_->WriteChunk(99, Chunk(99)).ok());
+    EXPECT_TRUE(tier_->Apply(r, true).ok());
+  }
+  std::signal(SIGXFSZ, handler);
 }
 
 // Bits flipped in the files of an engine that is closed: a chunk reads as it was written or
