@@ -173,7 +173,8 @@ void Sizes(benchmark::internal::Benchmark* b) {
       ->Args({10, 10})
       ->Args({1000, 10})
       ->Args({100'000, 10})
-      ->Args({100'000, 18});
+      ->Args({100'000, 18})
+      ->Args({10'000, 180});
 }
 BENCHMARK(BM_Lookup)->Apply(Sizes)->Unit(benchmark::kMicrosecond);
 BENCHMARK(BM_ForkAndDelete)
