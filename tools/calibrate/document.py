@@ -184,15 +184,15 @@ TAIL = """## What to know
   whole-sequence protocol does, where every position reads its own neighbours decoded: there these
   profiles lose far more ([docs/quality.md](quality.md): SmolLM2, four layers, near_lossless, KLD .065
   at 16.9x), and an earlier profile of the same model, fitted to the loss at every position, lost
-  .0054 at 12.3x. The shipped profile in examples/ is of that earlier kind.
+  .0054 at 12.3x. The shipped profile in examples/ is of the kind described here.
 - The daemon's stored bytes for the shipped cache and its one-layer profile (256 tokens, header,
-  directory and checksums included) are 856,258 / 669,274 / 567,862 at near_lossless, balanced and
-  compact: 1.8 to 2.0 % over the ideal code length of the reference encoder here, whose predicted
-  KLD agrees within .6 % (.00237 / .00592 / .01137 against .00237 / .00591 / .01132), and whose
-  decoded values differ by a relative RMS of .0016 to .0028: roundings at the edge between two
-  symbols and of the last bf16 bit. On 512-token caches of both models and four-layer groups the
-  daemon is 1.6 to 2.4 % over the ideal, with one-layer groups of Qwen2.5-Coder-0.5B 2.3 to 3.0 %,
-  and the predicted KLDs agree within 1 %.
+  directory and checksums included) are 531,196 / 395,790 / 309,396 at near_lossless, balanced and
+  compact, its predicted KLD .00248 / .00518 / .00965. Over the ideal code length of the reference
+  encoder here it was, with an earlier profile of that model, 1.8 to 2.0 %, the predicted KLDs
+  agreeing within .6 %, and the decoded values differing by a relative RMS of .0016 to .0028:
+  roundings at the edge between two symbols and of the last bf16 bit. On 512-token caches of both
+  models and four-layer groups it was 1.6 to 2.4 % over the ideal, with one-layer groups of
+  Qwen2.5-Coder-0.5B 2.3 to 3.0 %, the predicted KLDs agreeing within 1 %.
 - The first four tokens take 10 bits an element: at 512 tokens that is .08 bit an element, at 1,536
   .026, so short caches have lower ratios than the tables above.
 """
