@@ -3,6 +3,7 @@
 
 #include <absl/strings/str_cat.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -53,7 +54,10 @@ inline std::shared_ptr<const Profile> MakeTestProfile(const Geometry& g, const s
                                                       const TestTensors& tensors,
                                                       const std::string& codec = "kakeya-1.3-ppl") {
   auto profile = Profile::Parse(TestProfileFile(g, params, tensors, codec));
-  if (!profile.ok()) std::abort();
+  if (!profile.ok()) {
+    std::fprintf(stderr, "%s\n", profile.status().ToString().c_str());
+    std::abort();
+  }
   return *profile;
 }
 
