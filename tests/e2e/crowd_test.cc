@@ -53,6 +53,59 @@ TEST(CrowdTest, SixtyFourClientsAtOnce) {
   EXPECT_TRUE(Eventually([&] { return HoldsNothing(client); }));
 }
 
+// A search tree over one prompt: every client forks it, reads it, goes on by itself, rewinds.
+TEST(CrowdTest, SixtyFourClientsForkAndReadOnePrefix) {
+  Daemon daemon;
+  Client client = daemon.Connect();
+  ASSERT_TRUE(PutExample(client, OpenOf("prompt", "raw", 0, 200), false).ok());
+  const uint64_t before = client.GetServerInfo()->usage().stored_bytes();
+  std::vector<std::string> failures(64);
+  const auto run = [&](int i) -> std::string {
+    auto mine = Client::Connect(i % 2 ? daemon.unix_address() : daemon.tcp_address());
+    if (!mine.ok()) return Describe(mine.status());
+    const std::string name = absl::StrCat("branch-", i);
+    const uint64_t at = 128 + i;  // within a page, but for one
+    v1::ForkSessionRequest fork;
+    *fork.mutable_from() = Ref("prompt");
+    fork.set_session_id(name);
+    fork.set_tokens(at);
+    for (const uint64_t end : {at, uint64_t{256}, at}) {  // as forked, gone on, gone back
+      absl::Status done;
+      if (end == 256) {
+        done = PutExample(*mine, OpenOf(name, "raw", at, end), false).status();
+      } else if (!mine->StatSession(Ref(name)).ok()) {
+        done = mine->ForkSession(fork).status();
+      } else {
+        v1::RewindSessionRequest rewind;
+        *rewind.mutable_session() = Ref(name);
+        rewind.set_tokens(end);
+        done = mine->RewindSession(rewind).status();
+      }
+      if (!done.ok()) return Describe(done);
+      for (const std::string& id : {name, std::string("prompt")}) {
+        const auto got = Fetch(*mine, RequestOf(id));
+        if (!got.ok()) return Describe(got.status());
+        const uint64_t expected = id == name ? end : 200;
+        if (got->tokens() != expected) return absl::StrCat(id, " has ", got->tokens());
+        if (auto wrong = DifferenceFromExample(*got); !wrong.empty()) return wrong;
+      }
+    }
+    return "";
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 64; ++i) {
+    threads.emplace_back([&, i] { failures[i] = run(i); });
+  }
+  for (std::thread& t : threads) t.join();
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(failures[i], "") << "client " << i;
+  // The first page is there once, for all of them.
+  for (int i = 0; i < 64; ++i) {
+    ASSERT_TRUE(client.DeleteSession(Ref(absl::StrCat("branch-", i)), false).ok());
+  }
+  EXPECT_TRUE(Eventually(
+      [&] { return client.GetServerInfo()->usage().stored_bytes() == before; }));
+}
+
 // A geometry of one small layer: sessions of 16 bytes.
 v1::PutOpen SmallOpen(const std::string& session) {
   v1::PutOpen open = OpenOf(session, "raw", 0, 1);
