@@ -346,14 +346,16 @@ absl::StatusOr<v1::DeleteSessionResponse> Client::DeleteSession(const v1::Sessio
 
 absl::StatusOr<v1::Session> Client::ForkSession(const v1::ForkSessionRequest& request,
                                                 const CallOptions& call) {
-  return impl_->Unary<v1::Session>(call, false, [&](auto* context, auto* response) {
+  const bool may_retry = !request.fork_id().empty();
+  return impl_->Unary<v1::Session>(call, may_retry, [&](auto* context, auto* response) {
     return impl_->sessions->ForkSession(context, request, response);
   });
 }
 
 absl::StatusOr<v1::Session> Client::RewindSession(const v1::RewindSessionRequest& request,
                                                   const CallOptions& call) {
-  return impl_->Unary<v1::Session>(call, false, [&](auto* context, auto* response) {
+  const bool may_retry = !request.rewind_id().empty();
+  return impl_->Unary<v1::Session>(call, may_retry, [&](auto* context, auto* response) {
     return impl_->sessions->RewindSession(context, request, response);
   });
 }

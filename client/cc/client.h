@@ -114,6 +114,7 @@ class Client {
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::SessionRef& ref,
                                                           bool allow_missing,
                                                           const CallOptions& call = {});
+  // These two are retried only with a fork_id or rewind_id.
   absl::StatusOr<v1::Session> ForkSession(const v1::ForkSessionRequest& request,
                                           const CallOptions& call = {});
   absl::StatusOr<v1::Session> RewindSession(const v1::RewindSessionRequest& request,

@@ -115,6 +115,12 @@ absl::Status CheckLabels(const google::protobuf::Map<std::string, std::string>& 
   return absl::OkStatus();
 }
 
+absl::Status CheckCallId(absl::string_view field, const std::string& id) {
+  if (id.size() <= kMaxPutId) return absl::OkStatus();
+  return Field(field,
+               absl::StrCat("found ", id.size(), " bytes, expected at most ", kMaxPutId));
+}
+
 absl::Status CheckLeaseSeconds(absl::string_view field, uint64_t seconds, uint64_t least,
                                absl::Duration most) {
   const auto limit = static_cast<uint64_t>(absl::ToInt64Seconds(most));
@@ -264,10 +270,7 @@ absl::StatusOr<PutParams> FromProto(const v1::PutOpen& o) {
   absl::Status s = tokens("positions.explicit", o.positions().explicit_(), &p.explicit_positions);
   if (s.ok()) s = tokens("token_ids", o.token_ids(), &p.token_ids);
   if (!s.ok()) return s;
-  if (o.put_id().size() > kMaxPutId) {
-    return Field("put_id", absl::StrCat("found ", o.put_id().size(), " bytes, expected at most ",
-                                        kMaxPutId));
-  }
+  if (absl::Status l = CheckCallId("put_id", o.put_id()); !l.ok()) return l;
   p.put_id = o.put_id();
   p.expected_version = o.expected_version();
   if (o.ttl_seconds() > 0) {
@@ -422,6 +425,7 @@ void SetTime(absl::Time t, google::protobuf::Timestamp* to) {
 
 v1::Session ToProto(const SessionStat& s, bool whole) {
   v1::Session out;
+  out.set_replayed(s.replayed);
   out.mutable_ref()->set_namespace_(s.key.ns);
   out.mutable_ref()->set_session_id(s.key.id);
   const SessionTraits& t = s.traits;

@@ -29,6 +29,8 @@ absl::StatusOr<GetParams> FromProto(const v1::GetRequest& request);
 absl::Status CheckNamespace(const std::string& ns);
 absl::Status CheckIdentity(const v1::ModelIdentity& identity);
 absl::Status CheckLabels(const google::protobuf::Map<std::string, std::string>& labels);
+// An idempotency key.
+absl::Status CheckCallId(absl::string_view field, const std::string& id);
 // From `least` to `most`, of a lease.
 absl::Status CheckLeaseSeconds(absl::string_view field, uint64_t seconds, uint64_t least,
                                absl::Duration most);

@@ -96,15 +96,17 @@ class SessionImpl final : public v1::SessionService::CallbackService {
                       auto to = FromProto(to_ref);
                       if (!to.ok()) return to.status();
                       if (absl::Status s = CheckLabels(request->labels()); !s.ok()) return s;
-                      uint64_t tokens = request->tokens();
-                      if (request->all()) {
-                        auto stat = serving_->store->Stat(*from);
-                        if (!stat.ok()) return stat.status();
-                        tokens = stat->tokens;
+                      if (absl::Status s = CheckCallId("fork_id", request->fork_id()); !s.ok()) {
+                        return s;
+                      }
+                      if (!request->all() && request->tokens() == kAllTokens) {
+                        return absl::OutOfRangeError("tokens: no session has so many");
                       }
                       auto stat = serving_->store->Fork(
-                          *from, *to, tokens, Seconds(request->ttl_seconds()),
-                          {request->labels().begin(), request->labels().end()});
+                          *from, *to, request->all() ? kAllTokens : request->tokens(),
+                          Seconds(request->ttl_seconds()),
+                          {request->labels().begin(), request->labels().end()},
+                          request->fork_id());
                       return Answer(stat, response);
                     });
   }
@@ -116,8 +118,13 @@ class SessionImpl final : public v1::SessionService::CallbackService {
                       if (absl::Status s = serving_->CheckServing(); !s.ok()) return s;
                       auto key = FromProto(request->session());
                       if (!key.ok()) return key.status();
+                      if (absl::Status s = CheckCallId("rewind_id", request->rewind_id());
+                          !s.ok()) {
+                        return s;
+                      }
                       auto stat = serving_->store->Rewind(*key, request->tokens(),
-                                                          request->expected_version());
+                                                          request->expected_version(),
+                                                          request->rewind_id());
                       if (absl::IsAborted(stat.status())) {
                         return WithReason(stat.status(), "VERSION");
                       }

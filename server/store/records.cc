@@ -10,7 +10,7 @@
 namespace kvcask {
 namespace {
 
-constexpr uint8_t kVersion = 1;
+constexpr uint8_t kVersion = 2;  // 1 had no forks and rewinds in sessions; it is still read
 constexpr uint64_t kMaxText = 1 << 24;  // descriptors hold a geometry
 
 uint32_t Checksum(absl::string_view key, absl::string_view body) {
@@ -53,8 +53,10 @@ class Reader {
     }
     std::memcpy(&crc, value.data() + value.size() - sizeof crc, sizeof crc);
     in_.remove_suffix(sizeof crc);
-    if (Checksum(key, in_) != crc || Number<uint8_t>() != kVersion) Fail();
+    if (Checksum(key, in_) == crc) version_ = Number<uint8_t>();
+    if (version_ < 1 || version_ > kVersion) Fail();
   }
+  uint8_t version() const { return version_; }
   template <typename T>
   T Number() {
     T v{};
@@ -100,6 +102,7 @@ class Reader {
     in_ = {};
   }
   absl::string_view in_;
+  uint8_t version_ = 0;
   bool ok_ = true;
 };
 
@@ -238,6 +241,14 @@ std::string Encode(const SessionRecord& r) {
       Put(w, result);
     }
   }
+  w.Text(r.forked_from.fork_id);
+  w.Text(r.forked_from.from);
+  w.Number(r.forked_from.tokens);
+  w.Number<uint32_t>(static_cast<uint32_t>(r.rewinds.size()));
+  for (const auto& [id, tokens] : r.rewinds) {
+    w.Text(id);
+    w.Number(tokens);
+  }
   return w.Finish(SessionRecordKey(r.key.ns, r.key.id));
 }
 
@@ -269,6 +280,15 @@ absl::StatusOr<SessionRecord> DecodeSession(absl::string_view key, absl::string_
       s.puts.emplace_back(std::move(id), TakeResult(in));
     }
     r.shards.push_back(std::move(s));
+  }
+  if (in.version() >= 2) {
+    r.forked_from.fork_id = in.Text();
+    r.forked_from.from = in.Text();
+    r.forked_from.tokens = in.Number<uint64_t>();
+    for (uint32_t n = in.Number<uint32_t>(); n > 0 && in.ok(); --n) {
+      std::string id = in.Text();
+      r.rewinds.emplace_back(std::move(id), in.Number<uint64_t>());
+    }
   }
   if (absl::Status s = in.Finish("session"); !s.ok()) return s;
   return r;

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/store/session.h"
 #include "server/store/session_store.h"
 
 namespace kvcask {
@@ -58,6 +59,8 @@ struct SessionRecord {
     std::vector<std::pair<std::string, CommitResult>> puts;
   };
   std::vector<Shard> shards;
+  ForkedFrom forked_from;
+  std::vector<std::pair<std::string, uint64_t>> rewinds;
 };
 
 inline constexpr char kPendingKey[] = "p";

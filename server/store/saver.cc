@@ -40,6 +40,8 @@ SessionRecord RecordOf(const Session& s) {
   r.labels = s.labels;
   r.pinned = s.pinned;
   r.evicted_tokens = s.evicted_tokens;
+  r.forked_from = s.forked_from;
+  r.rewinds = s.rewinds;
   for (const auto& [index, chain] : s.shards) {
     r.shards.push_back({index, chain.form->label, chain.head == nullptr ? 0 : chain.head->id,
                         chain.tokens, chain.version, chain.sealed, chain.puts});
@@ -414,6 +416,8 @@ absl::StatusOr<RestoreReport> Saver::Restore() {
     session->ttl = r->ttl;
     session->labels = std::move(r->labels);
     session->evicted_tokens = r->evicted_tokens;
+    session->forked_from = std::move(r->forked_from);
+    session->rewinds = std::move(r->rewinds);
     session->changes = session->saved_changes = 1;
     if (r->form != 0) {
       session->form = forms[r->form];

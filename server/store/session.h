@@ -44,6 +44,17 @@ struct ShardChain {
   }
 };
 
+// The call that made a session, so that a repeat of it is known. No id: none.
+struct ForkedFrom {
+  std::string fork_id;
+  std::string from;     // in the same namespace
+  uint64_t tokens = 0;  // that were asked for
+
+  bool operator==(const ForkedFrom& o) const {
+    return fork_id == o.fork_id && from == o.from && tokens == o.tokens;
+  }
+};
+
 struct Session {
   SessionKey key;
   uint64_t ns = 0;           // its namespace's number
@@ -55,6 +66,8 @@ struct Session {
   std::map<uint32_t, ShardChain> shards;
   uint64_t evicted_tokens = 0;  // that it had and that eviction took from its end
   bool pinned = false;
+  ForkedFrom forked_from;
+  std::vector<std::pair<std::string, uint64_t>> rewinds;  // the last ids, and to which token
   uint64_t changes = 0;
   uint64_t saved_changes = 0;  // of those, that the tier has
 

@@ -158,6 +158,57 @@ TEST_F(LifeTest, RewindCutsUnsealsAndAbortsWriters) {
   Put(kA, Sequence(0, 4));
 }
 
+TEST_F(LifeTest, ARepeatedForkAnswersAndForksNothing) {
+  Put(kA, Sequence(0, 12));
+  const auto fork = [&](const SessionKey& from, uint64_t tokens, const std::string& id) {
+    return store.Fork(from, kB, tokens, absl::ZeroDuration(), {}, id);
+  };
+  const auto first = fork(kA, kAllTokens, "f");
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_FALSE(first->replayed);
+  EXPECT_EQ(first->tokens, 12u);
+  // The source has grown; the fork went its own way; the source has gone.
+  Put(kA, Sequence(0, 16), 12);
+  for (int i = 0; i < 2; ++i) {
+    const auto again = fork(kA, kAllTokens, "f");
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_TRUE(again->replayed);
+    EXPECT_EQ(again->tokens, 12u);
+    EXPECT_EQ(again->shards[0].version, first->shards[0].version);
+    (void)store.Delete(kA);
+  }
+  EXPECT_EQ(store.Usage().sessions, 1u);
+  ExpectHolds(kB, Sequence(0, 12), 12);
+  // Another call under the same name is another call.
+  Put(kA, Sequence(0, 12));
+  EXPECT_EQ(fork(kA, kAllTokens, "g").status().code(), Code::kAlreadyExists);
+  EXPECT_EQ(fork(kA, kAllTokens, "").status().code(), Code::kAlreadyExists);
+  EXPECT_EQ(fork(kA, 8, "f").status().code(), Code::kAlreadyExists);
+  // With the session goes the memory of how it was made.
+  ASSERT_TRUE(store.Delete(kB).ok());
+  EXPECT_FALSE(fork(kA, 8, "f")->replayed);
+}
+
+TEST_F(LifeTest, ARepeatedRewindAnswersAndCutsNothing) {
+  Put(kA, Sequence(0, 12));
+  const auto first = store.Rewind(kA, 5, 1, "r");
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_FALSE(first->replayed);
+  Put(kA, Sequence(0, 9), 5);
+  const auto again = store.Rewind(kA, 5, 1, "r");  // its version is long past
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->replayed);
+  EXPECT_EQ(again->tokens, 9u);
+  ExpectHolds(kA, Sequence(0, 9), 9);
+  const auto other = store.Rewind(kA, 6, 0, "r");
+  EXPECT_EQ(other.status().code(), Code::kAlreadyExists);
+  for (int i = 0; i < kRememberedRewinds; ++i) {
+    ASSERT_FALSE(store.Rewind(kA, 7, 0, absl::StrCat("r", i))->replayed);
+  }
+  EXPECT_FALSE(store.Rewind(kA, 5, 0, "r")->replayed);  // forgotten: it is done
+  EXPECT_EQ(store.Stat(kA)->tokens, 5u);
+}
+
 // Sinks are in the first page: of any session that is left, it is there, whatever the order of
 // use and however often.
 TEST_F(LifeTest, TheFirstPageGoesAfterTheRestOfItsSession) {

@@ -245,7 +245,8 @@ class SessionStore::Impl {
   }
 
   absl::StatusOr<SessionStat> Fork(const SessionKey& from, const SessionKey& to, uint64_t tokens,
-                                   absl::Duration ttl, std::map<std::string, std::string> labels) {
+                                   absl::Duration ttl, std::map<std::string, std::string> labels,
+                                   const std::string& fork_id) {
     const absl::Time now = options().now();
     Graveyard none;
     std::lock_guard<std::mutex> lock(state_.mutex);
@@ -255,13 +256,22 @@ class SessionStore::Impl {
           absl::StrCat("a fork of ", NameOf(from), " in namespace '", absl::CHexEscape(to.ns),
                        "', expected the same namespace"));
     }
+    const ForkedFrom origin{fork_id, from.id, tokens};
+    if (const Session* made = state_.Find(to);
+        made != nullptr && !fork_id.empty() && made->forked_from == origin) {
+      SessionStat stat = made->Stat(page_tokens());
+      stat.replayed = true;
+      return stat;
+    }
     Session* source = state_.Find(from);
     if (source == nullptr) return NoSession(from);
+    if (tokens == kAllTokens) tokens = source->visible_tokens();
     if (auto s = CheckVisible(*source, tokens); !s.ok()) return s;
     auto added = AddNew(to, now);
     if (!added.ok()) return added.status();
     Session* target = *added;
     target->labels = std::move(labels);
+    if (!fork_id.empty()) target->forked_from = origin;
     if (source->form != nullptr) {
       state_.SetTraits(target, source->form->traits);
       for (auto& [index, chain] : source->shards) {
@@ -279,12 +289,23 @@ class SessionStore::Impl {
   }
 
   absl::StatusOr<SessionStat> Rewind(const SessionKey& key, uint64_t tokens,
-                                     uint64_t expected_version) {
+                                     uint64_t expected_version, const std::string& rewind_id) {
     Graveyard dead;
     const absl::Time now = options().now();
     std::lock_guard<std::mutex> lock(state_.mutex);
     Session* session = state_.Find(key);
     if (session == nullptr) return NoSession(key);
+    for (const auto& [id, to] : session->rewinds) {
+      if (rewind_id.empty() || id != rewind_id) continue;
+      if (to != tokens) {
+        return absl::AlreadyExistsError(absl::StrCat(
+            "rewind_id '", absl::CHexEscape(rewind_id), "' was used for a rewind of ",
+            NameOf(key), " to token ", to, ", this one is to ", tokens));
+      }
+      SessionStat stat = session->Stat(page_tokens());
+      stat.replayed = true;
+      return stat;
+    }
     uint64_t version = 0;
     for (const auto& [index, chain] : session->shards) version += chain.version;
     if (expected_version != 0 && expected_version != version) {
@@ -294,6 +315,11 @@ class SessionStore::Impl {
     }
     if (auto s = CheckVisible(*session, tokens); !s.ok()) return s;
     state_.Cut(session, tokens, &dead);
+    if (!rewind_id.empty()) {
+      auto& rewinds = session->rewinds;
+      rewinds.emplace_back(rewind_id, tokens);
+      if (rewinds.size() > kRememberedRewinds) rewinds.erase(rewinds.begin());
+    }
     state_.Touch(session, now, std::nullopt);
     return session->Stat(page_tokens());
   }
@@ -653,12 +679,14 @@ absl::StatusOr<uint64_t> SessionStore::Delete(const SessionKey& key) { return im
 int SessionStore::Expire(absl::Time now) { return impl_->Expire(now); }
 absl::StatusOr<SessionStat> SessionStore::Fork(const SessionKey& from, const SessionKey& to,
                                                uint64_t tokens, absl::Duration ttl,
-                                               std::map<std::string, std::string> labels) {
-  return impl_->Fork(from, to, tokens, ttl, std::move(labels));
+                                               std::map<std::string, std::string> labels,
+                                               const std::string& fork_id) {
+  return impl_->Fork(from, to, tokens, ttl, std::move(labels), fork_id);
 }
 absl::StatusOr<SessionStat> SessionStore::Rewind(const SessionKey& key, uint64_t tokens,
-                                                 uint64_t expected_version) {
-  return impl_->Rewind(key, tokens, expected_version);
+                                                 uint64_t expected_version,
+                                                 const std::string& rewind_id) {
+  return impl_->Rewind(key, tokens, expected_version, rewind_id);
 }
 absl::StatusOr<SessionStat> SessionStore::Update(const SessionKey& key, const Change& change) {
   return impl_->Update(key, change);

@@ -153,6 +153,7 @@ struct SessionStat {
   uint64_t host_bytes = 0;      // of stored_bytes, in host memory; only Stat fills it in
   // [begin, end) whose chunks were found corrupt: gone. Only Stat fills them in.
   std::vector<std::pair<uint64_t, uint64_t>> lost;
+  bool replayed = false;  // Fork and Rewind: it was done before, nothing was done now
 };
 
 // What a writer needs before its first byte.
@@ -229,6 +230,10 @@ struct RestoreReport {
 // Of each shard: results of older puts are forgotten, and a repeat of one is then refused
 // as any other write against an old version.
 inline constexpr int kRememberedPuts = 16;
+// Of each session.
+inline constexpr int kRememberedRewinds = 16;
+// Fork: all that are visible.
+inline constexpr uint64_t kAllTokens = ~uint64_t{0};
 
 struct SessionStoreOptions {
   // Names, labels and put_ids are outside the byte budget: at most some KB a session.
@@ -300,13 +305,19 @@ class SessionStore {
   // `to` becomes a session of its own with the first `tokens` tokens of `from`, and shares
   // them: O(log pages), nothing is copied. It is unsealed. ALREADY_EXISTS, NOT_FOUND,
   // OUT_OF_RANGE (more than are visible), RESOURCE_EXHAUSTED as Commit.
+  // A repeat with the fork_id that `to` was made with, of the same session and tokens, answers
+  // `to` as it is now, replayed, even when `from` has changed or gone.
   absl::StatusOr<SessionStat> Fork(const SessionKey& from, const SessionKey& to, uint64_t tokens,
-                                   absl::Duration ttl, std::map<std::string, std::string> labels);
+                                   absl::Duration ttl, std::map<std::string, std::string> labels,
+                                   const std::string& fork_id = "");
   // Cuts every shard back to `tokens` and unseals it. Every shard's version grows: writers
   // under way get ABORTED. ABORTED when expected_version is neither 0 nor the sum of the
   // shards' versions; OUT_OF_RANGE when more than are visible.
+  // A repeat of a remembered rewind_id answers the session as it is now, replayed, and cuts
+  // nothing that was appended since; ALREADY_EXISTS when that rewind was to other tokens.
   absl::StatusOr<SessionStat> Rewind(const SessionKey& key, uint64_t tokens,
-                                     uint64_t expected_version);
+                                     uint64_t expected_version,
+                                     const std::string& rewind_id = "");
   struct Change {
     std::optional<bool> pinned;         // pinned: neither evicted nor expired
     std::optional<absl::Duration> ttl;  // from now on

@@ -271,6 +271,21 @@ TEST(TieredStore, ALostChunkWhoseSessionGoesLeavesNothing) {
   EXPECT_EQ(t.report.dropped_chunks, 0u);
 }
 
+TEST(TieredStore, ForksAndRewindsAreRememberedAcrossARestart) {
+  Tiered t;
+  ASSERT_TRUE(t.Put(kA, Sequence(0, 12)).ok());
+  ASSERT_TRUE(t.store->Fork(kA, kB, 8, absl::ZeroDuration(), {}, "f").ok());
+  ASSERT_TRUE(t.store->Rewind(kA, 5, 0, "r").ok());
+  t.store->Save();
+  t.Restart();
+  const auto fork = t.store->Fork(kA, kB, 8, absl::ZeroDuration(), {}, "f");
+  ASSERT_TRUE(fork.ok()) << fork.status();  // kA has not 8 any more
+  EXPECT_TRUE(fork->replayed);
+  const auto rewind = t.store->Rewind(kA, 5, 0, "r");
+  ASSERT_TRUE(rewind.ok()) << rewind.status();
+  EXPECT_TRUE(rewind->replayed);
+}
+
 // The wall clock may be anywhere after a restart: put back or a year on.
 TEST(TieredStore, AClockThatJumpsBetweenStartsExpiresNothingThatIsForEver) {
   for (const absl::Duration jump : {-absl::Hours(24 * 365), absl::Hours(24 * 365)}) {

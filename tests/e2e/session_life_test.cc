@@ -120,6 +120,34 @@ TEST(SessionLife, RewindPinAndLabels) {
   EXPECT_EQ(updated->labels().at("k"), "v");
 }
 
+TEST(SessionLife, RepeatedForksAndRewindsDoNothingTwice) {
+  Daemon daemon;
+  Client client = daemon.Connect();
+  ASSERT_TRUE(PutExample(client, OpenOf("s", "raw")).ok());
+  v1::ForkSessionRequest fork = ForkOf("s", "f", 0);
+  fork.set_all(true);
+  fork.set_fork_id("fork-1");
+  EXPECT_FALSE(client.ForkSession(fork)->replayed());
+  v1::RewindSessionRequest rewind;
+  *rewind.mutable_session() = Ref("s");
+  rewind.set_tokens(150);
+  rewind.set_rewind_id("rewind-1");
+  EXPECT_FALSE(client.RewindSession(rewind)->replayed());
+  ASSERT_TRUE(PutExample(client, OpenOf("s", "raw", 150, 200)).ok());
+  const auto again = client.RewindSession(rewind);
+  ASSERT_TRUE(again.ok()) << Describe(again.status());
+  EXPECT_TRUE(again->replayed());
+  ExpectExample(client, "s", 200);
+  const auto forked = client.ForkSession(fork);  // 256 tokens of 200, were it done again
+  ASSERT_TRUE(forked.ok()) << Describe(forked.status());
+  EXPECT_TRUE(forked->replayed());
+  EXPECT_EQ(forked->tokens(), 256u);
+  rewind.set_tokens(100);
+  EXPECT_EQ(client.RewindSession(rewind).status().code(), absl::StatusCode::kAlreadyExists);
+  fork.set_fork_id(std::string(129, 'x'));
+  EXPECT_EQ(client.ForkSession(fork).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(SessionLife, ALookupsLeaseKeepsWhatItFound) {
   Daemon daemon;
   Client client = daemon.Connect();
