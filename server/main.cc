@@ -12,6 +12,7 @@
 #include "codec/builtin_codecs.h"
 #include "codec/profile/profile.h"
 #include "server/config/machine.h"
+#include "server/exec/device_codec.h"
 #include "server/log/log.h"
 #include "server/rpc/grpc_server.h"
 #include "server/store_setup.h"
@@ -92,18 +93,29 @@ int Main(int argc, char** argv) {
   serving.version = kVersion;
   serving.commit = kCommit;
   serving.started = absl::Now();
-  serving.backend = "cpu";
-  serving.backend_detail = "this build has no CUDA backend";
-  if (config.backend == "cuda") {
-    return Fail(kExitError,
-                absl::UnavailableError(absl::StrCat("--backend cuda: ", serving.backend_detail)));
+  std::unique_ptr<DeviceBackend> device;
+  DeviceState device_state;
+  serving.cuda_detail = "not asked for";
+  if (config.backend != "cpu") {
+    auto found = FindCudaBackend();
+    if (found.ok()) {
+      device = *std::move(found);
+      serving.device = device.get();
+      serving.device_state = &device_state;
+      serving.cuda_detail = device->detail();
+    } else if (config.backend == "cuda") {
+      return Fail(kExitError, absl::UnavailableError(absl::StrCat("--backend cuda: ",
+                                                                  found.status().message())));
+    } else {
+      serving.cuda_detail = std::string(found.status().message());
+    }
   }
 
   const uint64_t budget_bytes =
       config.memory_budget_bytes != 0 ? config.memory_budget_bytes : UsableMemoryBytes() / 2;
   ByteBudget budget(budget_bytes);
   ByteBudget read_budget(std::max<uint64_t>(budget_bytes / 4, uint64_t{64} << 20));
-  Metrics metrics(kVersion, kCommit, serving.backend);
+  Metrics metrics(kVersion, kCommit, serving.backend());
   auto tier = OpenTier(config);
   if (!tier.ok()) return Fail(kExitError, tier.status());
   ProfileRegistry profiles(&budget, tier->get());
@@ -132,6 +144,9 @@ int Main(int argc, char** argv) {
   auto secret = HashSecret(tier->get());
   if (!secret.ok()) return Fail(kExitError, secret.status());
   options.hash_secret = *secret;
+  options.make_codec = [&](const CodecEntry& entry, const CodecSpec& spec) {
+    return MakeCodecOn(device.get(), &device_state, entry, spec);
+  };
   Pipeline pipeline(&store, &budget, &profiles, &executor, &metrics, options);
   serving.store = &store;
   serving.budget = &budget;
@@ -155,8 +170,10 @@ int Main(int argc, char** argv) {
     scrubber = std::make_unique<Scrubber>(&store, config.scrub_bytes_per_second);
   }
   sources.store = [&] {
-    return StoreMetrics(store, scrubber ? scrubber->checked() : 0,
-                        scrubber ? scrubber->corrupt() : 0);
+    auto values = StoreMetrics(store, scrubber ? scrubber->checked() : 0,
+                               scrubber ? scrubber->corrupt() : 0);
+    for (const auto& value : DeviceMetrics(device_state)) values.push_back(value);
+    return values;
   };
   metrics.SetSources(std::move(sources));
   // What the sources look at ends before the metrics do, on every way out.
@@ -181,7 +198,7 @@ int Main(int argc, char** argv) {
 
   // Scripts wait for these lines.
   std::printf("kvcaskd %s (%s), backend %s (cuda: %s), budget %.2f GiB, %d threads\n", kVersion,
-              kCommit, serving.backend.c_str(), serving.backend_detail.c_str(),
+              kCommit, serving.backend().c_str(), serving.cuda_detail.c_str(),
               static_cast<double>(budget_bytes) / (1 << 30), executor.threads());
   if (!metrics_address.empty()) {
     std::printf("metrics http://%s/metrics\n", metrics_address.c_str());
@@ -190,9 +207,11 @@ int Main(int argc, char** argv) {
   std::fflush(stdout);
   Log(LogLevel::kInfo, "ready", {{"version", kVersion}, {"commit", kCommit}});
 
+  if (device != nullptr) (*server)->SetDeviceHealth(!device_state.lost());
   const timespec tick = {0, 250 * 1000 * 1000};
   while (sigtimedwait(&signals, nullptr, &tick) < 0) {
     serving.EndIdlersSince(absl::Now() - config.idle_put_timeout);
+    if (device != nullptr && device_state.lost()) (*server)->SetDeviceHealth(false);
     // Room before it is asked for, so that puts do not wait for it.
     if (budget.used() > budget.limit() / 10 * 9 && (*tier != nullptr)) {
       store.MakeRoom(budget.limit() / 5);

@@ -118,6 +118,20 @@ std::vector<Metrics::Sources::Value> StoreMetrics(const SessionStore& store, uin
   };
 }
 
+std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state) {
+  const auto number = [](uint64_t n) { return static_cast<double>(n); };
+  return {
+      {"kvcask_device_lost", "1 once the device failed: its codecs run on the CPU.",
+       state.lost() ? 1.0 : 0.0},
+      {"kvcask_device_batches_total", "Batches that the device coded.", number(state.batches)},
+      {"kvcask_device_tiles_total", "Tiles that the device coded.", number(state.tiles)},
+      {"kvcask_device_left_tiles_total", "Tiles of its codecs that the CPU coded.",
+       number(state.cpu_tiles)},
+      {"kvcask_device_short_of_memory_total", "Batches that the CPU took for lack of its memory.",
+       number(state.short_of_memory)},
+  };
+}
+
 Scrubber::Scrubber(SessionStore* store, uint64_t bytes_per_second)
     : thread_([this, store, bytes_per_second] {
         auto next = std::chrono::steady_clock::now();

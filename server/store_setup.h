@@ -11,6 +11,7 @@
 
 #include "server/admission/byte_budget.h"
 #include "server/config/config.h"
+#include "server/exec/device_backend.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/profile_registry.h"
 #include "server/store/session_store.h"
@@ -32,6 +33,9 @@ SessionStoreOptions StoreOptions(const Config& config, Tier* tier, ByteBudget* b
 // What Prometheus sees of the store.
 std::vector<Metrics::Sources::Value> StoreMetrics(const SessionStore& store, uint64_t scrubbed,
                                                   uint64_t corrupt);
+
+// The same of a device's codecs.
+std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state);
 
 // Reads chunks from disk at a steady rate, checking them, until destroyed.
 class Scrubber {

@@ -28,7 +28,8 @@ absl::StatusOr<std::shared_ptr<const Codec>> CodecCache::Get(const CodecEntry& e
       return it->second.codec;
     }
   }
-  auto made = entry.make(spec);  // may take milliseconds: not under the lock
+  // May take milliseconds: not under the lock.
+  auto made = make_ ? make_(entry, spec) : entry.make(spec);
   if (!made.ok()) return made.status();
 
   std::lock_guard<std::mutex> lock(mu_);

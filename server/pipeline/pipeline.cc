@@ -36,7 +36,8 @@ Pipeline::Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* pro
       executor_(executor),
       metrics_(metrics),
       options_(std::move(options)),
-      hasher_(options_.hash_secret ? PrefixHasher(*options_.hash_secret) : PrefixHasher()) {
+      hasher_(options_.hash_secret ? PrefixHasher(*options_.hash_secret) : PrefixHasher()),
+      codecs_(options_.make_codec) {
   encode_batcher_ = std::make_unique<Batcher<EncodeTask>>(
       BatchLimits{}, [this](std::vector<EncodeTask> batch) {
         auto shared = std::make_shared<std::vector<EncodeTask>>(std::move(batch));

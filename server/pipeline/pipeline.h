@@ -94,6 +94,8 @@ class Pipeline {
     uint32_t max_run_tokens = 1 << 20;
     // Of prefix hashes; drawn when absent. Who keeps sessions over a restart keeps it too.
     std::optional<std::array<uint8_t, 32>> hash_secret;
+    // Of codecs; without it each is its entry's, on the CPU.
+    CodecCache::Maker make_codec;
   };
   Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* profiles, Executor* executor,
            Metrics* metrics, Options options);

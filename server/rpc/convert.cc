@@ -455,7 +455,6 @@ v1::Session ToProto(const SessionStat& s, bool whole) {
   out.set_evicted_tokens(s.evicted_tokens);
   out.set_durable(s.durable);
   out.set_tier(whole && s.host_bytes < s.stored_bytes ? "disk" : "host");
-  out.set_backend("cpu");
   if (!whole) return out;
   out.set_host_bytes(s.host_bytes);
   for (const auto& [begin, end] : s.lost) {

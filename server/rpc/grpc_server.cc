@@ -162,6 +162,10 @@ class Impl final : public GrpcServer {
 
   std::vector<std::string> addresses() const override { return addresses_; }
 
+  void SetDeviceHealth(bool good) override {
+    server_->GetHealthCheckService()->SetServingStatus("kvcask.device", good);
+  }
+
   void Drain(absl::Time deadline) override {
     serving_->draining = true;
     server_->GetHealthCheckService()->SetServingStatus(kReadiness, false);

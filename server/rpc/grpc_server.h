@@ -25,6 +25,9 @@ class GrpcServer {
 
   // As clients may use them: "unix:/path", "127.0.0.1:43210".
   virtual std::vector<std::string> addresses() const = 0;
+  // What gRPC's health service says of "kvcask.device" from here on; who never calls this has none.
+  // Readiness does not depend on it: without its device the daemon serves from the CPU.
+  virtual void SetDeviceHealth(bool good) = 0;
   // No new calls; those under way may end until `deadline`, then they are cancelled.
   virtual void Drain(absl::Time deadline) = 0;
 };

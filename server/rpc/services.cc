@@ -233,14 +233,16 @@ class InfoImpl final : public v1::InfoService::CallbackService {
     const Config& c = serving_->config;
     out->set_version(serving_->version);
     out->set_commit(serving_->commit);
-    out->set_backend(serving_->backend);
+    out->set_backend(serving_->backend());
     auto* cpu = out->add_backends();
     cpu->set_name("cpu");
     cpu->set_available(true);
     auto* cuda = out->add_backends();
     cuda->set_name("cuda");
-    cuda->set_available(false);
-    cuda->set_detail(serving_->backend_detail);
+    cuda->set_available(serving_->backend() == "cuda");
+    const bool lost = serving_->device != nullptr && serving_->device_state->lost();
+    cuda->set_detail(lost ? absl::StrCat("lost: ", serving_->device_state->why().message())
+                          : serving_->cuda_detail);
     for (const CodecEntry& e : BuiltinCodecs()) {
       auto* codec = out->add_codecs();
       codec->set_name(e.name);

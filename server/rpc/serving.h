@@ -16,6 +16,7 @@
 
 #include "server/admission/byte_budget.h"
 #include "server/config/config.h"
+#include "server/exec/device_backend.h"
 #include "server/exec/executor.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/pipeline.h"
@@ -35,7 +36,14 @@ class Idler {
 // Borrowed parts, which outlive the server. Thread-safe.
 struct Serving {
   Config config;
-  std::string version, commit, backend, backend_detail;
+  std::string version, commit;
+  std::string cuda_detail;              // the device, or why there is none in use
+  DeviceBackend* device = nullptr;      // null: codecs run on the CPU
+  DeviceState* device_state = nullptr;  // of the device
+  // Where codecs run now: "cuda", or "cpu" where there is no device or it is lost.
+  std::string backend() const {
+    return device != nullptr && !device_state->lost() ? device->name() : "cpu";
+  }
   std::string metrics_address;  // host:port; "": off
   absl::Time started;
   SessionStore* store = nullptr;

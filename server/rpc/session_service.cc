@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "codec/builtin_codecs.h"
 #include "kvcask/v1/sessions.grpc.pb.h"
 #include "server/pipeline/errors.h"
 #include "server/rpc/convert.h"
@@ -51,7 +52,7 @@ class SessionImpl final : public v1::SessionService::CallbackService {
                  const auto found = serving_->store->List(request->namespace_(),
                                                           request->page_token(), limit + 1);
                  for (size_t i = 0; i < found.size() && i < static_cast<size_t>(limit); ++i) {
-                   *response->add_sessions() = ToProto(found[i], false);
+                   *response->add_sessions() = Convert(found[i], false);
                  }
                  if (found.size() > static_cast<size_t>(limit)) {
                    response->set_next_page_token(found[limit - 1].key.id);
@@ -191,9 +192,18 @@ class SessionImpl final : public v1::SessionService::CallbackService {
   absl::Status CheckSeconds(uint64_t seconds) const {
     return CheckLeaseSeconds("seconds", seconds, 1, serving_->config.max_lease);
   }
-  static absl::Status Answer(const absl::StatusOr<SessionStat>& stat, v1::Session* response) {
+  // With where the session's codec runs now.
+  v1::Session Convert(const SessionStat& stat, bool whole) const {
+    v1::Session out = ToProto(stat, whole);
+    const CodecEntry* const codec = FindCodec(stat.traits.codec);
+    const bool device =
+        codec != nullptr && serving_->device != nullptr && serving_->device->Codes(codec->id);
+    out.set_backend(device ? serving_->backend() : "cpu");
+    return out;
+  }
+  absl::Status Answer(const absl::StatusOr<SessionStat>& stat, v1::Session* response) const {
     if (!stat.ok()) return stat.status();
-    *response = ToProto(*stat, true);
+    *response = Convert(*stat, true);
     return absl::OkStatus();
   }
   static absl::Status Answer(const absl::StatusOr<Lease>& lease, v1::Lease* response) {
@@ -207,7 +217,7 @@ class SessionImpl final : public v1::SessionService::CallbackService {
   absl::Status Fill(const SessionKey& key, v1::Session* response) {
     auto stat = serving_->store->Stat(key);
     if (!stat.ok()) return stat.status();
-    *response = ToProto(*stat, true);
+    *response = Convert(*stat, true);
     return absl::OkStatus();
   }
   Serving* const serving_;
