@@ -175,6 +175,17 @@ TEST(Metrics, ServesWhatTextSays) {
   EXPECT_EQ(Promtool(answer.substr(body + 4)), "");
 }
 
+// As much as libraries may bring; it comes off every thread's stack (thread_stacks.cc).
+thread_local volatile char thread_storage[88 << 10];
+
+TEST(Metrics, AScrapeHasRoomBesideMuchThreadLocalStorage) {
+  thread_storage[0] = 1;
+  Metrics metrics("v", "c", "b");
+  const auto port = metrics.Serve("127.0.0.1:0");
+  ASSERT_TRUE(port.ok()) << port.status();
+  EXPECT_THAT(Scrape(*port), HasSubstr("kvcask_ready"));
+}
+
 TEST(Metrics, ATakenPortIsAnErrorThatNamesIt) {
   Metrics first("0.1.0", "abc", "cpu"), second("0.1.0", "abc", "cpu");
   const auto port = first.Serve("127.0.0.1:0");
