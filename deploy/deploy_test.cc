@@ -16,6 +16,7 @@
 #include <string>
 
 #include "server/config/config.h"
+#include "server/exec/device_backend.h"
 #include "server/metrics/metrics.h"
 #include "server/store_setup.h"
 
@@ -50,7 +51,12 @@ std::set<std::string> Families() {
   metrics.DeclareMethod("Put");
   const SessionStore store(128);
   Metrics::Sources sources;
-  sources.store = [&store] { return StoreMetrics(store, 0, 0); };
+  const DeviceState device;
+  sources.store = [&] {
+    auto values = StoreMetrics(store, 0, 0);
+    for (const auto& value : DeviceMetrics(device)) values.push_back(value);
+    return values;
+  };
   metrics.SetSources(std::move(sources));
   return Matches(metrics.Text(), "# HELP (kvcask_[a-z_]+) ");
 }
