@@ -137,6 +137,15 @@ class Codec {
   // Decodes every job into its destination. A tile that is not one answers DATA_LOSS in
   // job.status; the destination is then unspecified, and nothing outside it was written.
   virtual absl::Status Decode(absl::Span<DecodeJob> jobs, Workspace& workspace) const = 0;
+
+  // What `decoded` (planes of job.source's shape, any dtype) costs against job.source, in the
+  // measure and unit of certificates: their check, slow, from what came back instead of what
+  // the encoder expects. `job` is one that Encode took; its destination is not looked at.
+  // Negative: the codec makes no prediction.
+  virtual double MeasureKld(const EncodeJob& job, const ConstKvView& decoded) const {
+    (void)job, (void)decoded;
+    return -1;
+  }
 };
 
 class Profile;  // codec/profile/profile.h

@@ -131,6 +131,10 @@ class FkltCodec : public Codec {
     return absl::OkStatus();
   }
 
+  double MeasureKld(const EncodeJob& job, const ConstKvView& decoded) const override {
+    return fklt::MeasureTile(*profile_, *coders_[job.group], job, decoded);
+  }
+
  private:
   const Geometry geometry_;  // of the shard; coders point into it
   const std::shared_ptr<const FkltProfile> profile_;

@@ -252,6 +252,14 @@ void CheckAgainstReference(const Fixture& f, int group, Dtype dtype, int tokens,
   DecodeJob job = MakeDecodeJob(*f.codec, group, tokens, dtype, tile.bytes, positions, &back);
   ASSERT_TRUE(DecodeOne(*f.codec, job).ok()) << job.status;
   EXPECT_TRUE(back.PaddingIntact());
+  // What shadow mode measures is that certificate too, with nothing estimated.
+  EncodeJob measured;
+  measured.group = group;
+  measured.tokens = tokens;
+  measured.source = cache.const_view();
+  measured.positions = positions;
+  EXPECT_NEAR(f.codec->MeasureKld(measured, back.const_view()), certificate, .02 * certificate);
+  EXPECT_EQ(f.codec->MeasureKld(measured, cache.const_view()), 0) << "against itself";
   Matrix want = fklt::ReferenceDecode(*f.profile, g, *parsed);
   const int first_layer = f.codec->groups()[group].layer_begin;
   int coded_index = 0, sink_index = 0;

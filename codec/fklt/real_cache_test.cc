@@ -176,6 +176,47 @@ TEST_F(RealCacheTest, SmallTilesAreWithinNinePercentOfTheirIdealLength) {
          100 * (bytes / ideal - 1), 100 * worst);
 }
 
+// What shadow mode watches: chunks, all layers of a page, of all presets.
+TEST_F(RealCacheTest, PagesMeasureWhatTheyAreCertifiedFor) {
+  for (const Quality quality : {Quality::kNearLossless, Quality::kBalanced, Quality::kCompact}) {
+    for (int first : {0, 128}) {
+      double certified = 0, measured = 0, lowest = 1e9, highest = 0;
+      const std::vector<uint32_t> positions = PositionsFrom(first, 128);
+      for (int layer = 0; layer < 30; ++layer) {
+        const Tile tile = Encode(layer, first, 128, quality);
+        TestCache back(file_->geometry(), layer, layer + 1, 128, Dtype::kF32, Layout::kContiguous);
+        DecodeJob job;
+        job.group = layer;
+        job.tokens = job.token_end = 128;
+        job.tile = tile.bytes;
+        job.positions = positions;
+        job.layer_begin = layer;
+        job.layer_end = layer + 1;
+        job.destination = back.view();
+        Workspace workspace;
+        ASSERT_TRUE(codec_->Decode({&job, 1}, workspace).ok());
+        ASSERT_TRUE(job.status.ok()) << job.status;
+        const std::vector<ConstPlaneView> planes = Planes(layer, first);
+        EncodeJob put;
+        put.group = layer;
+        put.tokens = 128;
+        put.source.planes = planes;
+        put.positions = positions;
+        put.quality = quality;
+        const double kld = codec_->MeasureKld(put, back.const_view());
+        certified += tile.predicted;
+        measured += kld;
+        lowest = std::min(lowest, kld / tile.predicted);
+        highest = std::max(highest, kld / tile.predicted);
+      }
+      printf("%s page at %d: measured/certified %.4f, of single tiles %.3f to %.3f\n",
+             std::string(QualityName(quality)).c_str(), first, measured / certified, lowest,
+             highest);
+      EXPECT_NEAR(measured / certified, 1, .05);
+    }
+  }
+}
+
 TEST_F(RealCacheTest, ValuesAndCertificatesAreThoseOfDoubleArithmetic) {
   for (int layer : {0, 13, 29}) {
     SCOPED_TRACE(testing::Message() << "layer " << layer);

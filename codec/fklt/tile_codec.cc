@@ -20,7 +20,6 @@ namespace {
 
 constexpr float kLargestElement = 65504;   // of fp16: GPU backends compute in it
 constexpr int kFinerSteps = 2;             // attempts after the first, an octave each
-constexpr double kSinkSensitivity = 2048;  // FORMAT.md 5.5
 constexpr double kMostSinkShare = .25;
 
 // Cuts a workspace into typed, aligned pieces: run once to measure, once to cut.
@@ -71,8 +70,6 @@ Scratch TakeScratch(const GroupCoder& group, int tokens, Workspace& workspace) {
   cut(Arena(memory), &s);
   return s;
 }
-
-int PresetOf(Quality q) { return q == Quality::kNearLossless ? 0 : q == Quality::kCompact ? 2 : 1; }
 
 TileModel ModelOf(const FkltProfile& profile, const GroupCoder& group) {
   return {group.model().sigma, profile.table_sets, profile.active_threshold};

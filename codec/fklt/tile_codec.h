@@ -30,6 +30,13 @@ class RopeCache {
   std::vector<std::pair<int, RopeTable>> tables_;  // by rope id
 };
 
+constexpr double kSinkSensitivity = 2048;  // FORMAT.md 5.5
+
+// The profile's number of a preset.
+inline int PresetOf(Quality q) {
+  return q == Quality::kNearLossless ? 0 : q == Quality::kCompact ? 2 : 1;
+}
+
 // The job has passed CheckEncodeJob. Sets bytes and certificate.
 absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,
                         int step_limit_shift, RopeCache* ropes, Workspace& workspace,
@@ -38,5 +45,10 @@ absl::Status EncodeTile(const FkltProfile& profile, const GroupCoder& group, Ran
 // The job has passed CheckDecodeJob.
 absl::Status DecodeTile(const FkltProfile& profile, const GroupCoder& group, RansPath path,
                         RopeCache* ropes, Workspace& workspace, const DecodeJob& job);
+
+// The certificate's sum (FORMAT.md 5.4, 5.5) over `decoded` instead of what the encoder expects:
+// every coordinate, nothing estimated. 0 where nothing differs.
+double MeasureTile(const FkltProfile& profile, const GroupCoder& group, const EncodeJob& job,
+                   const ConstKvView& decoded);
 
 }  // namespace kvcask::fklt

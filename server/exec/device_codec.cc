@@ -66,6 +66,9 @@ class DeviceCodec : public Codec {
   absl::Status Decode(absl::Span<DecodeJob> jobs, Workspace& workspace) const override {
     return Run<Decoding>(jobs, workspace);
   }
+  double MeasureKld(const EncodeJob& job, const ConstKvView& decoded) const override {
+    return cpu_->MeasureKld(job, decoded);
+  }
 
  private:
   template <typename Way>
