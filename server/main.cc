@@ -147,6 +147,8 @@ int Main(int argc, char** argv) {
   options.make_codec = [&](const CodecEntry& entry, const CodecSpec& spec) {
     return MakeCodecOn(device.get(), &device_state, entry, spec);
   };
+  options.shadow.fraction = config.shadow_fraction;
+  options.shadow.bytes = config.shadow_bytes;
   Pipeline pipeline(&store, &budget, &profiles, &executor, &metrics, options);
   serving.store = &store;
   serving.budget = &budget;

@@ -39,6 +39,8 @@ struct Config {
   uint64_t max_message_bytes = 64 << 20;
   bool insecure = false;          // allow non-loopback listens without TLS
   std::string tls_cert, tls_key;  // PEM files
+  double shadow_fraction = 0;              // of chunks, 0 to 1; 0: off
+  uint64_t shadow_bytes = 256 << 20;       // of raw forms at a time
   std::string log_level = "info";
   std::string log_format = "text";  // text | json
   std::string ready_fd;             // tests: a descriptor to print addresses to

@@ -78,6 +78,8 @@ TEST(Config, EveryFlagReachesItsField) {
                              "--drain-timeout=500ms",
                              "--idle-put-timeout=1m30s",
                              "--max-lease=90s",
+                             "--shadow-fraction=0.25",
+                             "--shadow-bytes=64MiB",
                              "--put-credit=16MiB",
                              "--get-window=4MiB",
                              "--max-message=8MiB",
@@ -99,6 +101,8 @@ TEST(Config, EveryFlagReachesItsField) {
   EXPECT_EQ(c.drain_timeout, absl::Milliseconds(500));
   EXPECT_EQ(c.idle_put_timeout, absl::Seconds(90));
   EXPECT_EQ(c.max_lease, absl::Seconds(90));
+  EXPECT_EQ(c.shadow_fraction, .25);
+  EXPECT_EQ(c.shadow_bytes, uint64_t{64} << 20);
   EXPECT_EQ(c.put_credit_bytes, uint64_t{16} << 20);
   EXPECT_EQ(c.get_window_bytes, uint64_t{4} << 20);
   EXPECT_EQ(c.max_message_bytes, uint64_t{8} << 20);
@@ -222,6 +226,14 @@ TEST(Config, OthersReachingItNeedsTlsOrInsecure) {
   }
 }
 
+TEST(Config, AFractionIsOfOne) {
+  for (const char* bad : {"1.1", "-0.1", "nan", "half"}) {
+    EXPECT_THAT(Refusal({absl::StrCat("--shadow-fraction=", bad).c_str()}),
+                HasSubstr("a number from 0 to 1"))
+        << bad;
+  }
+}
+
 TEST(Config, TlsNeedsBothFiles) {
   EXPECT_THAT(Refusal({"--tls-cert=c"}), HasSubstr("--tls-cert without --tls-key"));
   EXPECT_THAT(Refusal({"--tls-key=k"}), HasSubstr("--tls-key without --tls-cert"));
@@ -238,7 +250,7 @@ TEST(Config, HelpTeaches) {
           "--drain-timeout", "--idle-put-timeout", "--put-credit",    "--get-window",
           "--max-message",   "--insecure",         "--tls-cert",      "--tls-key",
           "--log-level",     "--log-format",       "--version",       "--help",
-          "--max-lease",
+          "--max-lease",     "--shadow-fraction",  "--shadow-bytes",
           "127.0.0.1:7420",  "127.0.0.1:7421",     "Examples:",       "SIGTERM",
           "Exit codes"}) {
       EXPECT_THAT(parsed->text, HasSubstr(what));

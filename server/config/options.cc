@@ -122,6 +122,16 @@ absl::Status SetQuota(const std::string& text, Config* config) {
   return absl::OkStatus();
 }
 
+absl::Status SetShadowFraction(const std::string& text, Config* config) {
+  double fraction = 0;
+  if (!absl::SimpleAtod(text, &fraction) || !(fraction >= 0 && fraction <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", absl::CHexEscape(text), "', expected a number from 0 to 1"));
+  }
+  config->shadow_fraction = fraction;
+  return absl::OkStatus();
+}
+
 absl::Status SetThreads(const std::string& text, Config* config) {
   int threads = 0;
   if (!absl::SimpleAtoi(text, &threads) || threads < 0 || threads > 1024) {
@@ -235,6 +245,15 @@ std::vector<Option> MakeOptions() {
        false, Text(&Config::default_codec)},
       {"profile", "FILE", kCodecs, "A model profile to register at start. Repeatable", true,
        SetProfile},
+      {"shadow-fraction", "FRACTION", kCodecs,
+       "Of the chunks that are put, how many are decoded again and measured\nagainst what was put "
+       "and what the codec certified; 0: none. Default 0",
+       false, SetShadowFraction},
+      {"shadow-bytes", "SIZE", kCodecs,
+       absl::StrCat("What is kept of them until then, at most; beyond it they are skipped.\n"
+                    "Default ",
+                    size(d.shadow_bytes)),
+       false, Bytes(&Config::shadow_bytes, 1 << 20)},
       {"log-level", "LEVEL", kLogs,
        absl::StrCat("debug, info, warning or error. Default ", d.log_level), false,
        OneOf(&Config::log_level, {"debug", "info", "warning", "error"})},

@@ -45,6 +45,19 @@ const Histogram::BucketBoundaries& LossBuckets() {
   return b;
 }
 
+// Measured by certified loss: 1 but for what a certificate estimates.
+const Histogram::BucketBoundaries& ShadowRatioBuckets() {
+  static const auto& b = *new Histogram::BucketBoundaries{.25, .5, .75, .9, 1.1, 1.25,
+                                                          1.5, 2,  5,   10, 100};
+  return b;
+}
+const Histogram::BucketBoundaries& RelativeErrorBuckets() {
+  static const auto& b = *new Histogram::BucketBoundaries{
+      .0001, .001, .003, .01, .02, .05, .1, .15, .2, .3, .4, .6, 1};
+  return b;
+}
+constexpr const char* kShadowResults[] = {"within", "over", "uncertified", "failed"};
+
 // The codes that alerts watch: declared for each method from the start.
 constexpr const char* kWatchedCodes[] = {"OK", "RESOURCE_EXHAUSTED", "DATA_LOSS", "INTERNAL"};
 
@@ -130,6 +143,8 @@ class Metrics::Impl {
     Histogram& encode_seconds;
     Histogram& decode_seconds;
     Histogram& predicted_kld;
+    Histogram& shadow_kld_ratio;
+    Histogram& shadow_relative_error;
   };
 
   Impl(const std::string& version, const std::string& commit, const std::string& backend) {
@@ -149,6 +164,9 @@ class Metrics::Impl {
     const auto it = codecs.find(codec);
     if (it != codecs.end()) return it->second;
     const prometheus::Labels labels = {{"codec", std::string(codec)}};
+    for (const char* result : kShadowResults) {
+      shadow_chunks.Add({{"codec", std::string(codec)}, {"result", result}});
+    }
     return codecs
         .emplace(
             std::string(codec),
@@ -156,7 +174,9 @@ class Metrics::Impl {
                         encode_input_bytes.Add(labels), encode_output_bytes.Add(labels),
                         decode_output_bytes.Add(labels), encode_seconds.Add(labels, BatchBuckets()),
                         decode_seconds.Add(labels, BatchBuckets()),
-                        predicted_kld.Add(labels, LossBuckets())})
+                        predicted_kld.Add(labels, LossBuckets()),
+                        shadow_kld_ratio.Add(labels, ShadowRatioBuckets()),
+                        shadow_relative_error.Add(labels, RelativeErrorBuckets())})
         .first->second;
   }
 
@@ -189,6 +209,17 @@ class Metrics::Impl {
   Family<Histogram>& predicted_kld = AddHistogram(
       "kvcask_predicted_kld",
       "Loss that a put's codec predicted by its certificate, in nats a token; lossy puts only.");
+  Family<Counter>& shadow_chunks =
+      AddCounter("kvcask_shadow_chunks_total", "Chunks that shadow mode measured, by the result.");
+  Counter& shadow_skipped =
+      AddCounter("kvcask_shadow_skipped_total",
+                 "Chunks of shadow mode's sample that were not measured for lack of room.")
+          .Add({});
+  Family<Histogram>& shadow_kld_ratio = AddHistogram(
+      "kvcask_shadow_kld_ratio", "Measured by certified loss of the chunks of shadow mode.");
+  Family<Histogram>& shadow_relative_error =
+      AddHistogram("kvcask_shadow_relative_error",
+                   "Root of squared error by energy of the chunks of shadow mode.");
   Family<Counter>& requests = AddCounter("kvcask_requests_total", "Calls that ended, by status.");
   Family<Histogram>& request_seconds =
       AddHistogram("kvcask_request_seconds", "Time from a call's begin to its end.");
@@ -274,6 +305,18 @@ void Metrics::Committed(absl::string_view codec, uint64_t raw_bytes, uint64_t st
   series.stored_bytes.Increment(stored_bytes);
   if (predicted_kld > 0) series.predicted_kld.Observe(predicted_kld);
 }
+
+void Metrics::Shadowed(absl::string_view codec, ShadowResult result, double kld_ratio,
+                       double relative_error) {
+  Impl::CodecSeries& series = impl_->ForCodec(codec);
+  impl_->shadow_chunks
+      .Add({{"codec", std::string(codec)}, {"result", kShadowResults[static_cast<int>(result)]}})
+      .Increment();
+  if (result == ShadowResult::kFailed) return;
+  if (kld_ratio >= 0) series.shadow_kld_ratio.Observe(kld_ratio);
+  series.shadow_relative_error.Observe(relative_error);
+}
+void Metrics::ShadowSkipped() { impl_->shadow_skipped.Increment(); }
 
 void Metrics::Received(uint64_t payload_bytes) { impl_->received.Increment(payload_bytes); }
 void Metrics::Sent(uint64_t payload_bytes) { impl_->sent.Increment(payload_bytes); }

@@ -16,6 +16,10 @@
 
 namespace kvcask {
 
+// What shadow mode found of a chunk: within its certificate or over it; nothing was certified; it
+// did not decode.
+enum class ShadowResult { kWithin, kOver, kUncertified, kFailed };
+
 class Metrics {
  public:
   // Gauges that are read when Prometheus asks.
@@ -68,6 +72,12 @@ class Metrics {
   void Finished(absl::string_view method, absl::string_view code, absl::Duration elapsed);
   void ChecksumFailure(absl::string_view where);  // "received", "stored"
   void PutAborted(absl::string_view reason);      // "cancelled", "idle", "error"
+  // One chunk of shadow mode's sample. `kld_ratio`: measured by certified loss, negative where
+  // there is none; `relative_error`: root of the squared error by the energy. A failed one has
+  // neither.
+  void Shadowed(absl::string_view codec, ShadowResult result, double kld_ratio,
+                double relative_error);
+  void ShadowSkipped();  // for lack of room
 
  private:
   class Impl;

@@ -37,7 +37,8 @@ Pipeline::Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* pro
       metrics_(metrics),
       options_(std::move(options)),
       hasher_(options_.hash_secret ? PrefixHasher(*options_.hash_secret) : PrefixHasher()),
-      codecs_(options_.make_codec) {
+      codecs_(options_.make_codec),
+      shadow_(options_.shadow, metrics) {
   encode_batcher_ = std::make_unique<Batcher<EncodeTask>>(
       BatchLimits{}, [this](std::vector<EncodeTask> batch) {
         auto shared = std::make_shared<std::vector<EncodeTask>>(std::move(batch));

@@ -29,6 +29,7 @@
 #include "server/pipeline/encode_task.h"
 #include "server/pipeline/prefix_hash.h"
 #include "server/pipeline/profile_registry.h"
+#include "server/pipeline/shadow.h"
 #include "server/store/session_store.h"
 
 namespace kvcask {
@@ -96,6 +97,7 @@ class Pipeline {
     std::optional<std::array<uint8_t, 32>> hash_secret;
     // Of codecs; without it each is its entry's, on the CPU.
     CodecCache::Maker make_codec;
+    ShadowOptions shadow;
   };
   Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* profiles, Executor* executor,
            Metrics* metrics, Options options);
@@ -111,6 +113,7 @@ class Pipeline {
                                       const std::string& extra_key,
                                       absl::Span<const uint32_t> token_ids, absl::Duration lease);
   absl::StatusOr<uint64_t> RemoveProfile(const Fingerprint& fingerprint);
+  Shadow& shadow() { return shadow_; }
 
  private:
   friend class PutRun;
@@ -131,6 +134,7 @@ class Pipeline {
   const PrefixHasher hasher_;
   CodecCache codecs_;
   DecodeRates decode_rates_;
+  Shadow shadow_;
   std::unique_ptr<Batcher<EncodeTask>> encode_batcher_;
 };
 

@@ -583,5 +583,109 @@ TEST_F(PipelineTest, AFlippedBitIsDataLoss) {
   EXPECT_EQ(worst.code(), absl::StatusCode::kDataLoss) << worst;
 }
 
+// int8 whose every decode is off by one in one element of each group.
+class WrongInt8 : public Codec {
+ public:
+  explicit WrongInt8(std::unique_ptr<Codec> right) : right_(std::move(right)) {}
+  CodecId id() const override { return right_->id(); }
+  const Geometry& geometry() const override { return right_->geometry(); }
+  absl::Span<const Group> groups() const override { return right_->groups(); }
+  size_t MaxTileBytes(int group, int tokens, Dtype dtype) const override {
+    return right_->MaxTileBytes(group, tokens, dtype);
+  }
+  absl::Status Encode(absl::Span<EncodeJob> jobs, Workspace& w) const override {
+    absl::Status s = right_->Encode(jobs, w);
+    for (EncodeJob& job : jobs) job.certificate.predicted_kld = .001;
+    return s;
+  }
+  absl::Status Decode(absl::Span<DecodeJob> jobs, Workspace& w) const override {
+    absl::Status s = right_->Decode(jobs, w);
+    for (DecodeJob& job : jobs) {
+      uint8_t* at = job.destination.At(0, 0, 0, 0);
+      StoreElement(LoadElement(at, job.destination.dtype) + 1, job.destination.dtype, at);
+    }
+    return s;
+  }
+  double MeasureKld(const EncodeJob& job, const ConstKvView& decoded) const override {
+    return std::abs(LoadElement(job.source.At(0, 0, 0, 0), job.source.dtype) -
+                    LoadElement(decoded.At(0, 0, 0, 0), decoded.dtype));
+  }
+
+ private:
+  const std::unique_ptr<Codec> right_;
+};
+
+class ShadowedPipelineTest : public PipelineTest {
+ protected:
+  // Puts `tokens` of int8, sealed, through a pipeline with shadow mode.
+  void PutShadowed(Pipeline::Options options, int tokens, bool in_layers) {
+    Pipeline pipeline(&store_, &budget_, &profiles_, &executor_, &metrics_, options);
+    const Geometry g = SmallModel();
+    const Cache c(g, tokens, 23);
+    PutParams p = Params(g, "s", 0, tokens);
+    p.codec = "int8";
+    auto run = pipeline.OpenPut(p);
+    ASSERT_TRUE(run.ok()) << run.status();
+    for (int l = 0; l < 3; l += in_layers ? 1 : 3) {
+      const int n = in_layers ? 1 : 3;
+      ASSERT_TRUE(Add(**run, Rect(l, n, 0, tokens), c.Payload(l, n, 0, 4, 0, tokens)).ok());
+    }
+    const auto put = Commit(**run, true);
+    ASSERT_TRUE(put.ok()) << put.status();
+    run->reset();
+    pipeline.shadow().WaitIdle();
+    EXPECT_EQ(pipeline.shadow().kept_bytes(), 0u) << "raw forms go once they are measured";
+  }
+  int Count(const std::string& series) const {
+    const std::string text = "\n" + metrics_.Text();
+    const size_t at = text.find("\n" + series + " ");
+    if (at == std::string::npos) return 0;
+    return std::stoi(text.substr(at + series.size() + 2));
+  }
+};
+
+TEST_F(ShadowedPipelineTest, PagesOfThePutAreMeasuredHoweverTheyCame) {
+  Pipeline::Options options;
+  options.shadow.fraction = 1;
+  PutShadowed(options, 300, false);
+  const std::string measured =
+      "kvcask_shadow_chunks_total{codec=\"int8\",result=\"uncertified\"}";
+  EXPECT_EQ(Count(measured), 3);
+  ASSERT_TRUE(store_.Delete({"", "s"}).ok());
+  PutShadowed(options, 300, true);
+  EXPECT_EQ(Count(measured), 6);
+  // int8: a 254th of each row's range.
+  EXPECT_EQ(Count("kvcask_shadow_relative_error_bucket{codec=\"int8\",le=\"0.001\"}"), 0);
+  EXPECT_EQ(Count("kvcask_shadow_relative_error_bucket{codec=\"int8\",le=\"0.02\"}"), 6);
+}
+
+TEST_F(ShadowedPipelineTest, AWrongDecodeIsCounted) {
+  Pipeline::Options options;
+  options.shadow.fraction = 1;
+  options.make_codec = [](const CodecEntry& entry, const CodecSpec& spec)
+      -> absl::StatusOr<std::unique_ptr<Codec>> {
+    auto codec = entry.make(spec);
+    if (!codec.ok() || entry.id != CodecId::kInt8) return codec;
+    return std::unique_ptr<Codec>(new WrongInt8(*std::move(codec)));
+  };
+  PutShadowed(options, 128, false);
+  EXPECT_EQ(Count("kvcask_shadow_chunks_total{codec=\"int8\",result=\"over\"}"), 1);
+}
+
+TEST_F(ShadowedPipelineTest, WithoutRoomThePutGoesOnAndIsSkipped) {
+  Pipeline::Options options;
+  options.shadow.fraction = 1;
+  options.shadow.bytes = 1000;
+  PutShadowed(options, 256, false);
+  EXPECT_EQ(Count("kvcask_shadow_skipped_total"), 2);
+  EXPECT_EQ(Count("kvcask_shadow_relative_error_count{codec=\"int8\"}"), 0);
+}
+
+TEST_F(ShadowedPipelineTest, OffNothingIsKept) {
+  PutShadowed({}, 256, false);
+  EXPECT_EQ(Count("kvcask_shadow_skipped_total"), 0);
+  EXPECT_EQ(Count("kvcask_shadow_relative_error_count{codec=\"int8\"}"), 0);
+}
+
 }  // namespace
 }  // namespace kvcask

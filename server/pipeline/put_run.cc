@@ -528,6 +528,7 @@ absl::Status PutRun::Take(const RectangleSpec& r,
 void PutRun::Submit(int page, int unit) {
   Staging& st = pages_[page].units[unit];
   st.submitted = true;
+  Sample(pages_[page]);
   {
     std::lock_guard<std::mutex> lock(mu_);
     st.tiles_left = static_cast<int>(units_[unit].groups.size());
@@ -567,7 +568,7 @@ void PutRun::OnEncoded(const EncodeTask& task, const EncodeJob& job,
       tile.certificate = job.certificate;
       progress_.stored_bytes += job.bytes;
     }
-    if (--st.tiles_left == 0) {
+    if (--st.tiles_left == 0 && !page.shadow_room) {
       st.memory.reset();
       st.data = nullptr;
     }
@@ -598,6 +599,51 @@ ChunkHeader PutRun::HeaderOf(const Page& page, CodecId codec) const {
   return h;
 }
 
+void PutRun::Sample(Page& page) {
+  if (page.sample_decided) return;
+  page.sample_decided = true;
+  Shadow& shadow = pipeline_->shadow_;
+  if (!shadow.on()) return;
+  // Shared pages are named by what is in them, others by where they are.
+  const uint64_t index = (page.token_begin - first_token_) / kPageTokens;
+  std::string name;
+  if (index < prefix_ids_.size()) {
+    name.assign(reinterpret_cast<const char*>(prefix_ids_[index].data()), prefix_ids_[index].size());
+  } else {
+    name = absl::StrCat(params_.session.ns, "\n", params_.session.id, "\n", page.token_begin);
+  }
+  absl::StrAppend(&name, "\n", params_.shard.index);
+  if (!shadow.Samples(name)) return;
+  // The planes, what came back in fp32, the coded form.
+  uint64_t bytes = 0;
+  for (const Unit& u : units_) {
+    bytes += StagingBytes(u, page) + sizeof(float) * static_cast<uint64_t>(u.elements) * page.tokens;
+  }
+  for (size_t g = 0; g < codec_->groups().size(); ++g) {
+    bytes += codec_->MaxTileBytes(static_cast<int>(g), page.tokens, params_.dtype);
+  }
+  page.shadow_room = shadow.TakeRoom(bytes);
+}
+
+void PutRun::KeepShadow(Page& page, absl::Span<const uint8_t> chunk) {
+  ShadowBlock block;
+  block.session = absl::StrCat(params_.session.ns, "/", params_.session.id, " tokens ",
+                               page.token_begin, " to ", page.token_begin + page.tokens);
+  block.shard = static_cast<uint32_t>(params_.shard.index);
+  block.codec_name = traits_.codec;
+  block.codec = codec_;
+  block.quality = quality_;
+  block.chunk.assign(chunk.begin(), chunk.end());
+  block.source = Views(page, 0, static_cast<int>(shard_geometry_.layers.size()), 0);
+  for (Staging& st : page.units) {
+    block.memory.push_back(std::move(st.memory));
+    st.data = nullptr;
+  }
+  block.room = *std::move(page.shadow_room);
+  page.shadow_room.reset();
+  pipeline_->shadow_.Submit(std::move(block));
+}
+
 void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups) {
   const ChunkHeader h = HeaderOf(page, codec);
   std::vector<size_t> sizes;
@@ -613,6 +659,7 @@ void PutRun::FinishPage(Page& page, CodecId codec, absl::Span<const Group> group
   std::vector<Tile>().swap(page.tiles);
   ChunkBytes().swap(page.in_place);
   KeepChunk(page, h, placed, std::move(bytes));
+  if (page.shadow_room) KeepShadow(page, page.chunk->bytes);
 }
 
 bool PutRun::WholeInPlace(const Page& page) const {

@@ -120,6 +120,9 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
     ChunkBytes in_place;
     ChunkLayout layout;
     bool sealed = false;  // in_place has become `chunk`
+    // Of shadow mode's sample: its staging stays until the chunk is made.
+    bool sample_decided = false;
+    std::optional<Reservation> shadow_room;
     std::optional<NewChunk> chunk;
   };
   // A rectangle in the shard's own numbers.
@@ -154,6 +157,10 @@ class PutRun : public std::enable_shared_from_this<PutRun> {
   // All of the page came, into its chunk to be.
   bool WholeInPlace(const Page& page) const;
   void SealInPlace(Page& page);
+  // Decides whether the page is of shadow mode's sample, before its first tile is encoded.
+  void Sample(Page& page);
+  // Its chunk, with what it was made of, to shadow mode.
+  void KeepShadow(Page& page, absl::Span<const uint8_t> chunk);
   void FinishPage(Page& page, CodecId codec, absl::Span<const Group> groups);
   // `tiles`: of bytes, where the chunk's are.
   void KeepChunk(Page& page, const ChunkHeader& header, absl::Span<const PlacedTile> tiles,

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "client/cli/top_view.h"
 #include "tests/e2e/daemon.h"
 
 namespace kvcask {
@@ -177,6 +178,29 @@ TEST_F(FkltTest, AProfileThatIsCutShortIsRefusedAndNothingOfItKept) {
   const auto list = client_.ListProfiles();
   ASSERT_TRUE(list.ok());
   EXPECT_EQ(list->size(), 1u);
+}
+
+TEST(FkltShadowTest, ChunksMeasureWhatTheyWereCertifiedFor) {
+  Daemon daemon({"--shadow-fraction", "1"});
+  Client client = daemon.Connect();
+  const auto profile = client.AddProfile(ProfileBytes());
+  ASSERT_TRUE(profile.ok()) << Describe(profile.status());
+  const auto has = [&](const char* line) {
+    const auto text = FetchMetrics(daemon.metrics_address(), kPatience);
+    return text.ok() && absl::StrContains(*text, line);
+  };
+  EXPECT_TRUE(has("\nkvcask_shadow_chunks_total{codec=\"fklt\",result=\"within\"} 0\n"));
+  v1::PutOpen open = OpenOf("s", "fklt");
+  open.mutable_codec()->set_profile_fingerprint(profile->fingerprint());
+  ASSERT_TRUE(PutExample(client, open).ok());
+  // Both pages, each within a tenth.
+  EXPECT_TRUE(Eventually([&] {
+    return has("\nkvcask_shadow_chunks_total{codec=\"fklt\",result=\"within\"} 2\n");
+  }));
+  EXPECT_TRUE(has("\nkvcask_shadow_kld_ratio_bucket{codec=\"fklt\",le=\"0.9\"} 0\n"));
+  EXPECT_TRUE(has("\nkvcask_shadow_kld_ratio_bucket{codec=\"fklt\",le=\"1.1\"} 2\n"));
+  EXPECT_TRUE(has("\nkvcask_shadow_chunks_total{codec=\"fklt\",result=\"over\"} 0\n"));
+  EXPECT_TRUE(has("\nkvcask_shadow_skipped_total 0\n"));
 }
 
 }  // namespace
