@@ -7,9 +7,12 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <random>
+
+#include "server/store/filtered_files.h"
 
 namespace kvcask {
 namespace {
@@ -96,7 +99,8 @@ TEST_F(DiskTierTest, AShortWriteLosesNothingThatWasAcknowledged) {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   rlimit before;
   ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
-  for (const rlim_t room : {300'000, 1'000'001, 2'345'678}) {
+  // Files of another megabyte would be taken: then it goes on in a new one.
+  for (const rlim_t room : {300'000, 777'777, 1'000'001}) {
     SCOPED_TRACE(absl::StrCat(room, " bytes"));
     fs::remove_all(path_ + "/t");
     Open();
@@ -130,6 +134,132 @@ TEST_F(DiskTierTest, AShortWriteLosesNothingThatWasAcknowledged) {
     EXPECT_TRUE(tier_->Apply(r, true).ok());
   }
   std::signal(SIGXFSZ, handler);
+}
+
+// Errors of the disk that pass: while they last writes are refused, what was acknowledged is
+// read; then it goes on, without being opened again.
+class PassingErrorTest : public DiskTierTest, public testing::WithParamInterface<bool> {};
+INSTANTIATE_TEST_SUITE_P(All, PassingErrorTest, testing::Bool(), [](const auto& info) {
+  return info.param ? "NoSpace" : "IoError";
+});
+
+TEST_P(PassingErrorTest, IsOverWhenItHasPassed) {
+  const absl::StatusCode code =
+      GetParam() ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kUnavailable;
+  std::atomic<bool> failing{false};
+  std::atomic<int> failed{0};
+  DiskTierOptions options;
+  options.path = path_ + "/t";
+  options.files = FilterWrites(
+      rocksdb::FileSystem::Default(),
+      [&](const std::string&, const std::function<rocksdb::IOStatus()>& write) {
+        if (!failing) return write();
+        ++failed;
+        return GetParam() ? rocksdb::IOStatus::NoSpace("planted")
+                          : rocksdb::IOStatus::IOError("planted");
+      });
+  auto opened = OpenDiskTier(options);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  tier_ = *std::move(opened);
+  // Also of the first write of all, when the engine's memory is empty.
+  failing = true;
+  EXPECT_EQ(tier_->WriteChunk(1000, Chunk(1000)).code(), code);
+  EXPECT_FALSE(tier_->Sync().ok()) << "what was written before cannot be vouched for";
+  failing = false;
+  int next = 1;
+  std::vector<int> there;
+  for (int round = 0; round < 5; ++round) {
+    SCOPED_TRACE(absl::StrCat("round ", round));
+    for (int i = 0; i < 5; ++i) {
+      const absl::Status s = tier_->WriteChunk(next, Chunk(next));
+      ASSERT_TRUE(s.ok()) << s;
+      there.push_back(next++);
+    }
+    Tier::Records r;
+    r.puts = {{"n", std::to_string(round)}};
+    ASSERT_TRUE(tier_->Apply(r, round % 2 == 0).ok());
+    failing = true;
+    const int before = failed;
+    for (int i = 0; i < 3; ++i) {
+      const absl::Status s = tier_->WriteChunk(next, Chunk(next));
+      EXPECT_EQ(s.code(), code) << s;
+      EXPECT_THAT(std::string(s.message()), testing::HasSubstr("planted"));
+      ++next;
+      r.puts = {{"n", "refused"}};
+      EXPECT_EQ(tier_->Apply(r, i % 2 == 0).code(), code);
+    }
+    EXPECT_GT(failed, before);
+    for (int id : there) {
+      const auto chunk = tier_->ReadChunk(id);
+      ASSERT_TRUE(chunk.ok()) << chunk.status();
+      EXPECT_EQ(*chunk, Chunk(id)) << id;
+    }
+    EXPECT_EQ(Records("n").at("n"), std::to_string(round));
+    failing = false;
+  }
+  const absl::Status last = tier_->WriteChunk(next, Chunk(next));
+  ASSERT_TRUE(last.ok()) << last;
+  there.push_back(next);
+  Open();  // with the machine's own files
+  for (int id : there) {
+    const auto chunk = tier_->ReadChunk(id);
+    ASSERT_TRUE(chunk.ok()) << id << ": " << chunk.status();
+    EXPECT_EQ(*chunk, Chunk(id)) << id;
+  }
+  EXPECT_EQ(Records("n").at("n"), "4");
+}
+
+// One failing write of each in turn, in all of its life: nothing acknowledged is lost, and the
+// writes after it are taken.
+TEST_F(DiskTierTest, AnySingleWriteMayFail) {
+  std::atomic<int> writes{0}, fail_at{-1};
+  const auto files = FilterWrites(
+      rocksdb::FileSystem::Default(),
+      [&](const std::string&, const std::function<rocksdb::IOStatus()>& write) {
+        if (writes++ == fail_at) return rocksdb::IOStatus::IOError("planted");
+        return write();
+      });
+  int refused = 0, tried = 0;
+  for (int at = 0;; ++at) {
+    SCOPED_TRACE(absl::StrCat("write ", at, " fails"));
+    tier_.reset();
+    fs::remove_all(path_ + "/t");
+    DiskTierOptions options;
+    options.path = path_ + "/t";
+    options.files = files;
+    fail_at = -1;
+    auto opened = OpenDiskTier(options);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    tier_ = *std::move(opened);
+    writes = 0;
+    fail_at = at;
+    std::map<std::string, std::string> records;
+    std::vector<int> there;
+    for (int i = 1; i <= 6; ++i) {
+      if (tier_->WriteChunk(i, Chunk(i, 3000)).ok()) there.push_back(i);
+      Tier::Records r;
+      const std::string key = absl::StrCat("n", i);
+      r.puts = {{key, "x"}};
+      const absl::Status s = tier_->Apply(r, true);
+      if (s.ok()) records[key] = "x";
+      refused += !s.ok();
+    }
+    tried = at;
+    const bool reached = writes > at;
+    EXPECT_GE(there.size() + records.size(), 11u) << "one is refused at most";
+    fail_at = -1;
+    Open();
+    for (int id : there) {
+      const auto chunk = tier_->ReadChunk(id);
+      ASSERT_TRUE(chunk.ok()) << id << ": " << chunk.status();
+      EXPECT_EQ(*chunk, Chunk(id, 3000));
+    }
+    const auto now = Records("n");
+    for (const auto& [key, value] : records) EXPECT_EQ(now.count(key), 1u) << key;
+    if (!reached || HasFailure()) break;
+  }
+  EXPECT_GT(tried, 12);
+  std::cout << tried << " writes failed in turn, " << refused << " commits refused" << std::endl;
 }
 
 // Bits flipped in the files of an engine that is closed: a chunk reads as it was written or

@@ -188,7 +188,8 @@ TEST(Torture, KilledInALoopNothingPromisedIsLost) {
   EXPECT_GE(writer.acknowledged(), std::min(rounds, kLeast) / 4);
 }
 
-// A limit on the size of files stands for a full disk: writes are short, then fail.
+// A limit on the size of files (2 MB) stands for a full disk: writes are short, then fail, and
+// pages that are larger find no room in any file.
 TEST(Torture, AFullDiskRefusesDurablePutsAndKeepsWhatItHas) {
   const unsigned seed = Seed();
   ScratchFolder disk;
@@ -196,7 +197,7 @@ TEST(Torture, AFullDiskRefusesDurablePutsAndKeepsWhatItHas) {
   {
     Process daemon(
         {"/bin/sh", "-c",
-         absl::StrCat("ulimit -f 20000; exec server/kvcaskd --listen unix:", disk.File("s"),
+         absl::StrCat("ulimit -f 4000; exec server/kvcaskd --listen unix:", disk.File("s"),
                       " --metrics off --log-level error --disk-path ", disk.File("tier"))},
         disk.File("log"));
     std::optional<std::string> line;
