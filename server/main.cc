@@ -11,6 +11,7 @@
 #include "codec/api/codec.h"
 #include "codec/builtin_codecs.h"
 #include "codec/profile/profile.h"
+#include "server/clock/steady_now.h"
 #include "server/config/machine.h"
 #include "server/exec/device_codec.h"
 #include "server/log/log.h"
@@ -122,7 +123,7 @@ int Main(int argc, char** argv) {
   auto kept_profiles = profiles.Restore();
   if (!kept_profiles.ok()) return Fail(kExitError, kept_profiles.status());
   SessionStore store(kPageTokens, StoreOptions(config, tier->get(), &budget, &profiles));
-  const absl::Time restore_start = absl::Now();
+  const absl::Time restore_start = SteadyNow();
   auto restored = store.Restore();
   if (!restored.ok()) return Fail(kExitError, restored.status());
   if (*tier != nullptr) {
@@ -132,7 +133,7 @@ int Main(int argc, char** argv) {
          {"profiles", *kept_profiles},
          {"dropped_sessions", restored->dropped_sessions},
          {"dropped_chunks", restored->dropped_chunks},
-         {"ms", absl::ToInt64Milliseconds(absl::Now() - restore_start)}});
+         {"ms", absl::ToInt64Milliseconds(SteadyNow() - restore_start)}});
     for (const std::string& p : restored->problems) {
       Log(LogLevel::kError, "not restored", {{"problem", p}});
     }
@@ -212,7 +213,7 @@ int Main(int argc, char** argv) {
   if (device != nullptr) (*server)->SetDeviceHealth(!device_state.lost());
   const timespec tick = {0, 250 * 1000 * 1000};
   while (sigtimedwait(&signals, nullptr, &tick) < 0) {
-    serving.EndIdlersSince(absl::Now() - config.idle_put_timeout);
+    serving.EndIdlersSince(SteadyNow() - config.idle_put_timeout);
     if (device != nullptr && device_state.lost()) (*server)->SetDeviceHealth(false);
     // Room before it is asked for, so that puts do not wait for it.
     if (budget.used() > budget.limit() / 10 * 9 && (*tier != nullptr)) {

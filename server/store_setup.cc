@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "codec/base/crc32c.h"
+#include "server/clock/steady_now.h"
 #include "server/log/log.h"
 #include "server/pipeline/pipeline.h"
 #include "server/store/disk_tier.h"
@@ -151,12 +152,6 @@ Scrubber::Scrubber(SessionStore* store, uint64_t bytes_per_second)
 Scrubber::~Scrubber() {
   stop_ = true;
   thread_.join();
-}
-
-absl::Time SteadyNow() {
-  static const absl::Time start = absl::Now();
-  static const auto steady = std::chrono::steady_clock::now();
-  return start + absl::FromChrono(std::chrono::steady_clock::now() - steady);
 }
 
 }  // namespace kvcask

@@ -51,8 +51,4 @@ class Scrubber {
   std::thread thread_;
 };
 
-// Time that grows steadily: the wall clock's at the first call, and what has passed since. A
-// clock that is set while the daemon runs ends no session and no lease.
-absl::Time SteadyNow();
-
 }  // namespace kvcask

@@ -7,6 +7,7 @@
 
 #include "codec/base/crc32c.h"
 #include "codec/builtin_codecs.h"
+#include "server/clock/steady_now.h"
 #include "server/pipeline/errors.h"
 
 namespace kvcask {
@@ -252,7 +253,7 @@ absl::StatusOr<std::optional<GetRun::Stored>> GetRun::AsStored(const GetRectangl
     tiles.push_back(static_cast<int>(g));
   }
   if (bytes != r.bytes) return std::nullopt;  // of some heads, or of some layers
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   Stored stored;
   stored.owner = c.ref;
   for (int g : tiles) {
@@ -269,7 +270,7 @@ absl::StatusOr<std::optional<GetRun::Stored>> GetRun::AsStored(const GetRectangl
       pieces.push_back(tile);
     }
   }
-  const absl::Duration took = absl::Now() - start;
+  const absl::Duration took = SteadyNow() - start;
   const char* name = FindCodec(s.codec->id())->name;
   const uint64_t raw_bytes = r.bytes / DtypeSize(dtype_) * 2;
   metrics_->Decoded(name, raw_bytes, took);
@@ -307,7 +308,7 @@ absl::Status GetRun::Decode(const GetRectangle& r, absl::Span<uint8_t> out) cons
 
 absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
                                     absl::Span<uint8_t> out) const {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   const int64_t size = static_cast<int64_t>(DtypeSize(dtype_));
   const int64_t tokens = static_cast<int64_t>(r.token_end - r.token_begin);
   // The rectangle's planes, token 0 being its first.
@@ -393,7 +394,7 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
   }
   if (absl::Status st = decode(); !st.ok()) return st;
   const char* name = FindCodec(s.codec->id())->name;
-  const absl::Duration took = absl::Now() - start;
+  const absl::Duration took = SteadyNow() - start;
   metrics_->Decoded(name, r.bytes / size * 2, took);
   rates_->Add(name, r.bytes / size * 2, took);
   return absl::OkStatus();

@@ -11,6 +11,7 @@
 #include "codec/base/geometry_json.h"
 #include "codec/builtin_codecs.h"
 #include "codec/profile/means.h"
+#include "server/clock/steady_now.h"
 #include "server/pipeline/errors.h"
 #include "server/pipeline/get_run.h"
 #include "server/pipeline/put_run.h"
@@ -284,7 +285,7 @@ void Pipeline::EncodeRange(const Codec& codec, absl::Span<const EncodeTask> task
     jobs.push_back(job);
     encoding.push_back(i);
   }
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   if (!jobs.empty()) {
     const absl::Status status = codec.Encode(absl::MakeSpan(jobs), workspace);
     for (size_t j = 0; j < jobs.size(); ++j) {
@@ -292,7 +293,7 @@ void Pipeline::EncodeRange(const Codec& codec, absl::Span<const EncodeTask> task
       finished[encoding[j]] = jobs[j];
     }
   }
-  const absl::Duration took = absl::Now() - start;
+  const absl::Duration took = SteadyNow() - start;
   for (const EncodeJob& job : finished) stored_bytes += job.bytes;
   metrics_->Encoded(FindCodec(codec.id())->name, raw_bytes, stored_bytes, took);
   for (size_t i = 0; i < n; ++i) {

@@ -9,6 +9,7 @@
 #include "codec/base/crc32c.h"
 #include "codec/builtin_codecs.h"
 #include "codec/format/chunk.h"
+#include "server/clock/steady_now.h"
 #include "server/pipeline/errors.h"
 
 namespace kvcask {
@@ -669,7 +670,7 @@ bool PutRun::WholeInPlace(const Page& page) const {
 }
 
 void PutRun::SealInPlace(Page& page) {
-  const absl::Time start = absl::Now();
+  const absl::Time start = SteadyNow();
   const uint64_t element = DtypeSize(params_.dtype);
   std::vector<PlacedTile> placed(codec_->groups().size());
   uint64_t raw_bytes = 0, stored_bytes = 0;
@@ -705,7 +706,7 @@ void PutRun::SealInPlace(Page& page) {
     progress_.stored_bytes += stored_bytes;
   }
   pipeline_->metrics_->Encoded(FindCodec(codec_->id())->name, raw_bytes, stored_bytes,
-                               absl::Now() - start);
+                               SteadyNow() - start);
 }
 
 void PutRun::KeepChunk(Page& page, const ChunkHeader& header,

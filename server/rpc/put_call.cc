@@ -10,6 +10,7 @@
 #include <absl/strings/str_cat.h>
 
 #include "proto/wire/kv_frame.h"
+#include "server/clock/steady_now.h"
 #include "server/pipeline/errors.h"
 #include "server/pipeline/put_run.h"
 #include "server/rpc/convert.h"
@@ -88,7 +89,7 @@ class PutCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffe
   }
 
  private:
-  void Touch() { activity_.store(absl::ToUnixNanos(absl::Now()), std::memory_order_relaxed); }
+  void Touch() { activity_.store(absl::ToUnixNanos(SteadyNow()), std::memory_order_relaxed); }
 
   absl::Status Handle(const v1::PutRequest& m, const Payload& payload) {
     if (replaying_) return absl::OkStatus();  // the answer is on its way

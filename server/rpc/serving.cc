@@ -5,6 +5,7 @@
 
 #include <absl/strings/str_format.h>
 
+#include "server/clock/steady_now.h"
 #include "server/log/log.h"
 #include "server/pipeline/errors.h"
 #include "server/rpc/errors.h"
@@ -51,7 +52,7 @@ absl::Status Serving::CheckServing() const {
 }
 
 CallRecord::CallRecord(Serving* serving, grpc::CallbackServerContext* context, const char* method)
-    : serving_(serving), method_(method), start_(absl::Now()) {
+    : serving_(serving), method_(method), start_(SteadyNow()) {
   {
     absl::MutexLock lock(&serving_->calls_mu);
     ++serving_->calls;
@@ -71,7 +72,7 @@ grpc::Status CallRecord::Finish(const absl::Status& status) {
   const grpc::Status out = ToGrpc(status);
   if (finished_) return out;
   finished_ = true;
-  const absl::Duration took = absl::Now() - start_;
+  const absl::Duration took = SteadyNow() - start_;
   serving_->metrics->Finished(method_, CodeName(out.error_code()), took);
   const bool ours = status.code() == absl::StatusCode::kInternal ||
                     status.code() == absl::StatusCode::kDataLoss;

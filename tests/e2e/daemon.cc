@@ -40,12 +40,13 @@ ScratchFolder::~ScratchFolder() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-Daemon::Daemon(const std::vector<std::string>& flags) {
+Daemon::Daemon(const std::vector<std::string>& flags,
+               const std::vector<std::string>& environment) {
   unix_ = "unix:" + folder_.File("s");
   std::vector<std::string> argv = {kDaemon,       "--listen",  unix_,        "--listen",
                                    "127.0.0.1:0", "--metrics", "127.0.0.1:0"};
   argv.insert(argv.end(), flags.begin(), flags.end());
-  process_ = std::make_unique<Process>(argv, folder_.File("log"));
+  process_ = std::make_unique<Process>(argv, folder_.File("log"), environment);
   int listening = 0;
   while (listening < 2) {
     const auto line = process_->ReadLine(kPatience);

@@ -35,7 +35,8 @@ class ScratchFolder {
 class Daemon {
  public:
   // Waits until it listens; ends the test program, showing its log, when it does not.
-  explicit Daemon(const std::vector<std::string>& flags = {});
+  explicit Daemon(const std::vector<std::string>& flags = {},
+                  const std::vector<std::string>& environment = {});
   ~Daemon();  // shows its log when the test has failed
 
   const std::string& unix_address() const { return unix_; }
