@@ -3,8 +3,8 @@
 // A page is worth what computing its tokens again costs, times how likely it is to be wanted,
 // for each byte it takes. Likelihood falls as one over the time since the last use, and grows
 // with the logarithm of the uses. Only leaves are compared: pages go from the ends of sessions,
-// so that attention sinks, which are in the first page, go last, and no page outlives one that
-// it needs.
+// of their longest shards first, so that attention sinks, which are in the first page, go last,
+// and no page outlives one that it needs.
 //
 // eviction_benchmark.cc compares this with LRU on the shapes of recorded conversations. There,
 // counting a later token's attention as a higher cost saved less, not more, than counting all

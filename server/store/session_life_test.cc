@@ -3,8 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <random>
 #include <thread>
+#include <vector>
 
 #include "server/store/session_store.h"
 #include "server/store/store_test_util.h"
@@ -285,6 +288,60 @@ TEST_F(LifeTest, EvictionTakesEndsFirstAndNothingThatIsHeld) {
   store.MakeRoom(1'000'000);
   EXPECT_EQ(store.Stat(kB).status().code(), Code::kNotFound);
   EXPECT_EQ(store.Usage().sessions, 0u);
+}
+
+// The first tokens of a session, which attention falls back on, are in its first page: as long as
+// it has any other, that page stays. Sessions of one and two shards, shards of different lengths,
+// forks, uses, in any order.
+TEST_F(LifeTest, AttentionSinksAreEvictedAfterTheRestOfTheirSession) {
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 rng(seed);
+  int whole_sessions = 0, evictions = 0;
+  for (int round = 0; round < 40; ++round) {
+    std::vector<SessionKey> keys;
+    const auto new_key = [&] {
+      keys.push_back({"", absl::StrCat(round, "-", keys.size())});
+      return keys.back();
+    };
+    for (int i = 0; i < 6; ++i) {
+      const int shards = 1 + i % 2;
+      const SessionKey key = new_key();
+      const Tokens all = Sequence(static_cast<int>(rng() % 2) * 1000, 4 + rng() % 40);
+      for (int s = 0; s < shards; ++s) {
+        // The second may be far behind, still being put.
+        const Tokens part(all.begin(), s == 0 ? all.end() : all.begin() + 1 + rng() % all.size());
+        Put(key, part, 0, Traits("int8", shards), s);
+      }
+      const auto stat = store.Stat(key);
+      ASSERT_TRUE(stat.ok());
+      if (stat->tokens > 0 && rng() % 2) {
+        ASSERT_TRUE(Fork(key, new_key(), 1 + rng() % stat->tokens).ok());
+      }
+      if (stat->tokens > 0 && rng() % 2) (void)store.OpenRead(keys[rng() % keys.size()], 0, 1);
+    }
+    while (true) {
+      std::vector<uint64_t> longest;  // pages of each session's longest shard; 0: it is gone
+      for (const SessionKey& key : keys) {
+        const auto stat = store.Stat(key);
+        uint64_t tokens = 0;
+        if (stat.ok()) {
+          for (const auto& shard : stat->shards) tokens = std::max(tokens, shard.tokens);
+        }
+        longest.push_back((tokens + kPage - 1) / kPage);
+      }
+      if (store.MakeRoom(1) == 0) break;  // one page went
+      ++evictions;
+      for (size_t i = 0; i < keys.size(); ++i) {
+        if (longest[i] == 0 || store.Stat(keys[i]).ok()) continue;
+        EXPECT_EQ(longest[i], 1u) << keys[i].id << " lost its first page before its others";
+        ++whole_sessions;
+      }
+    }
+    EXPECT_EQ(store.Usage().sessions, 0u);
+  }
+  EXPECT_GE(whole_sessions, 240);
+  EXPECT_GT(evictions, whole_sessions);
 }
 
 TEST_F(LifeTest, WhatManyUseStaysWhenOneSessionGoes) {

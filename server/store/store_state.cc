@@ -270,10 +270,31 @@ uint64_t StoreState::Demote(Graveyard* dead) {
   return bytes;
 }
 
+namespace {
+
+bool MayGo(const PageNode* n) {
+  return n->holds == 0 && (n->chunk == nullptr || n->chunk.use_count() == 1);
+}
+
+// No shard of a session that ends here goes on. (Taking the end of a short shard away cuts the
+// others to it: with a first page, attention sinks and all, the session would go.)
+bool EndsItsSessions(const PageNode* n) {
+  for (const ShardChain* c = n->heads; c != nullptr; c = c->next) {
+    for (const auto& [index, chain] : c->session->shards) {
+      if (chain.head != nullptr && chain.head->page > n->page) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 uint64_t StoreState::EvictOne(Graveyard* dead) {
   PageNode* victim = PickVictim(tree, tree.leaves(), &random, [](PageNode* n) {
-    return n->holds == 0 && (n->chunk == nullptr || n->chunk.use_count() == 1);
+    return MayGo(n) && EndsItsSessions(n);
   });
+  // What goes on is held, so that is all that may go.
+  if (victim == nullptr) victim = PickVictim(tree, tree.leaves(), &random, MayGo);
   if (victim == nullptr) return 0;
   const uint64_t bytes = victim->own_stored_bytes();
   if (PageNode* p = victim->parent) {
