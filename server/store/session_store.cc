@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "server/store/page_tree.h"
+#include "server/store/reader.h"
 #include "server/store/saver.h"
 #include "server/store/session.h"
 #include "server/store/store_state.h"
@@ -40,10 +41,11 @@ std::vector<ChunkRef> MakeChunks(CommitRequest& request) {
 class SessionStore::Impl {
  public:
   Impl(int page_tokens, SessionStoreOptions options)
-      : state_(page_tokens, std::move(options)), saver_(&state_) {}
+      : state_(page_tokens, std::move(options)), saver_(&state_), reader_(&state_) {}
 
   StoreState& state() { return state_; }
   Saver& saver() { return saver_; }
+  Reader& reader() { return reader_; }
 
   absl::Status Create(const SessionKey& key, const SessionTraits* traits, absl::Duration ttl,
                       std::map<std::string, std::string> labels) {
@@ -132,59 +134,6 @@ class SessionStore::Impl {
       session = *added;
     }
     return Apply(session, request, std::move(chunks), now, &dead);
-  }
-
-  absl::StatusOr<ReadPlan> OpenRead(const SessionKey& key, uint64_t begin, uint64_t end) {
-    std::unique_lock<std::mutex> lock(state_.mutex);
-    const Session* session = state_.Find(key);
-    if (session == nullptr) return NoSession(key);
-    ReadPlan plan;
-    plan.stat = session->Stat(page_tokens());
-    std::vector<std::pair<const ShardForm*, PageNode*>> shards;
-    for (const auto& [index, chain] : session->shards) shards.emplace_back(chain.form, chain.head);
-    return Open(std::move(plan), shards, session->visible_tokens(), begin, end, &lock);
-  }
-
-  std::vector<HeldPrefix> Lookup(const std::string& ns, absl::Span<const Digest> ids) const {
-    std::lock_guard<std::mutex> lock(state_.mutex);
-    std::vector<HeldPrefix> out;
-    for (const StoreState::Held& h : state_.FindHeld(ns, ids)) {
-      const SessionTraits& t = h.form->traits;
-      const bool had = std::any_of(out.begin(), out.end(), [&](const HeldPrefix& p) {
-        return p.codec == t.codec && p.quality == t.quality;  // a longer one, of other traits
-      });
-      if (had) continue;
-      HeldPrefix p;
-      p.codec = t.codec;
-      p.quality = t.quality;
-      p.tokens = h.tokens;
-      for (const PageNode* n : h.nodes) {
-        p.stored_bytes += n->stored_bytes;
-        p.raw_bytes += n->raw_bytes;
-        p.host_bytes += state_.HostBytes(n);
-      }
-      out.push_back(std::move(p));
-    }
-    return out;
-  }
-
-  absl::StatusOr<ReadPlan> OpenPrefix(const std::string& ns, absl::Span<const Digest> ids,
-                                      uint64_t begin, uint64_t end) {
-    std::unique_lock<std::mutex> lock(state_.mutex);
-    const auto held = state_.FindHeld(ns, ids);
-    if (held.empty()) return NoPrefix(ns, ids);
-    const Form* form = held[0].form;
-    ReadPlan plan;
-    plan.stat.key = {ns, "(prefix)"};
-    plan.stat.traits = form->traits;
-    plan.stat.tokens = held[0].tokens;
-    std::vector<std::pair<const ShardForm*, PageNode*>> shards;
-    for (PageNode* n : held[0].nodes) {
-      plan.stat.raw_bytes += n->raw_bytes;
-      plan.stat.stored_bytes += n->stored_bytes;
-      shards.emplace_back(n->form, n);
-    }
-    return Open(std::move(plan), shards, held[0].tokens, begin, end, &lock);
   }
 
   absl::StatusOr<SessionStat> Stat(const SessionKey& key) const {
@@ -335,47 +284,6 @@ class SessionStore::Impl {
     return session->Stat(page_tokens());
   }
 
-  absl::StatusOr<Lease> LeaseSession(const SessionKey& key, absl::Duration duration) {
-    std::lock_guard<std::mutex> lock(state_.mutex);
-    Session* session = state_.Find(key);
-    if (session == nullptr) return NoSession(key);
-    std::vector<PageNode*> nodes;
-    for (const auto& [index, chain] : session->shards) {
-      if (chain.head != nullptr) nodes.push_back(chain.head);
-    }
-    return state_.AddLease(std::move(nodes), session->visible_tokens(), duration);
-  }
-
-  absl::StatusOr<Lease> LeasePrefix(const std::string& ns, absl::Span<const Digest> ids,
-                                    absl::Duration duration) {
-    std::lock_guard<std::mutex> lock(state_.mutex);
-    auto held = state_.FindHeld(ns, ids);
-    if (held.empty()) return NoPrefix(ns, ids);
-    for (PageNode* n : held[0].nodes) state_.tree.Touch(n);
-    return state_.AddLease(std::move(held[0].nodes), held[0].tokens, duration);
-  }
-
-  absl::StatusOr<Lease> RenewLease(const std::string& id, absl::Duration duration) {
-    std::lock_guard<std::mutex> lock(state_.mutex);
-    const auto it = state_.leases.find(id);
-    if (it == state_.leases.end()) {
-      return absl::NotFoundError("no such lease: it was released, or it expired");
-    }
-    state_.lease_expiry.erase({it->second.expires, id});
-    it->second.expires =
-        options().now() + std::clamp(duration, absl::ZeroDuration(), options().max_lease);
-    state_.lease_expiry.insert({it->second.expires, id});
-    return Lease{id, it->second.expires, it->second.tokens};
-  }
-
-  bool ReleaseLease(const std::string& id) {
-    Graveyard dead;
-    std::lock_guard<std::mutex> lock(state_.mutex);
-    if (state_.leases.find(id) == state_.leases.end()) return false;
-    state_.DropLease(id, &dead);
-    return true;
-  }
-
   uint64_t MakeRoom(uint64_t bytes) {
     const ByteBudget* budget = options().budget;
     uint64_t freed = 0;
@@ -430,12 +338,6 @@ class SessionStore::Impl {
  private:
   const SessionStoreOptions& options() const { return state_.options; }
   uint64_t page_tokens() const { return state_.page_tokens; }
-
-  static absl::Status NoPrefix(const std::string& ns, absl::Span<const Digest> ids) {
-    return absl::NotFoundError(absl::StrCat("no prefix of these ", ids.size(),
-                                            " pages is held in namespace '", absl::CHexEscape(ns),
-                                            "'"));
-  }
 
   // --- below: the mutex is held
 
@@ -576,59 +478,9 @@ class SessionStore::Impl {
     return result;
   }
 
-  // A plan of [begin, end) of chains that hold `tokens`. `lock` is let go.
-  absl::StatusOr<ReadPlan> Open(ReadPlan plan,
-                                const std::vector<std::pair<const ShardForm*, PageNode*>>& shards,
-                                uint64_t tokens, uint64_t begin, uint64_t end,
-                                std::unique_lock<std::mutex>* lock) {
-    const uint64_t last = end == 0 ? tokens : end;
-    if (begin >= last || last > tokens) {
-      return absl::OutOfRangeError(
-          absl::StrCat("tokens ", begin, " to ", end == 0 ? "the end" : absl::StrCat(end),
-                       begin >= last ? ": an empty range; " : ": ", "session '",
-                       absl::CHexEscape(plan.stat.key.id), "' has ", tokens, " visible tokens"));
-    }
-    plan.token_begin = begin;
-    plan.token_end = last;
-    std::vector<std::vector<PageNode*>> nodes;
-    bool all_here = true;
-    for (const auto& [form, head] : shards) {
-      ShardChain chain;
-      chain.head = head;
-      nodes.push_back(state_.Nodes(chain, begin, last));
-      state_.tree.Touch(nodes.back().back());
-      ReadPlan::Shard shard;
-      shard.shard = form->shard;
-      shard.label = form->label;
-      for (const PageNode* n : nodes.back()) {
-        all_here = all_here && n->chunk != nullptr;
-        shard.chunks.push_back(n->chunk);
-      }
-      plan.shards.push_back(std::move(shard));
-    }
-    if (all_here) {
-      lock->unlock();
-      return plan;
-    }
-    // A hold of the last keeps those before it.
-    for (const auto& list : nodes) state_.tree.Hold(list.back());
-    lock->unlock();
-    absl::Status status;
-    for (size_t i = 0; i < nodes.size() && status.ok(); ++i) {
-      auto chunks = Fetch(&state_, plan.stat.key, nodes[i]);
-      status = chunks.status();
-      if (status.ok()) plan.shards[i].chunks = *std::move(chunks);
-    }
-    Graveyard dead;
-    lock->lock();
-    for (const auto& list : nodes) state_.tree.Unhold(list.back(), &dead);
-    lock->unlock();
-    if (!status.ok()) return status;
-    return plan;
-  }
-
   StoreState state_;
   Saver saver_;
+  Reader reader_;
 };
 
 SessionStore::SessionStore(int page_tokens, SessionStoreOptions options)
@@ -657,16 +509,16 @@ absl::StatusOr<CommitResult> SessionStore::Commit(CommitRequest request) {
 }
 absl::StatusOr<ReadPlan> SessionStore::OpenRead(const SessionKey& key, uint64_t begin,
                                                 uint64_t end) const {
-  return impl_->OpenRead(key, begin, end);
+  return impl_->reader().OpenRead(key, begin, end);
 }
 std::vector<HeldPrefix> SessionStore::Lookup(const std::string& ns,
                                              absl::Span<const Digest> prefix_ids) const {
-  return impl_->Lookup(ns, prefix_ids);
+  return impl_->reader().Lookup(ns, prefix_ids);
 }
 absl::StatusOr<ReadPlan> SessionStore::OpenPrefix(const std::string& ns,
                                                   absl::Span<const Digest> prefix_ids,
                                                   uint64_t begin, uint64_t end) const {
-  return impl_->OpenPrefix(ns, prefix_ids, begin, end);
+  return impl_->reader().OpenPrefix(ns, prefix_ids, begin, end);
 }
 absl::StatusOr<SessionStat> SessionStore::Stat(const SessionKey& key) const {
   return impl_->Stat(key);
@@ -695,17 +547,17 @@ void SessionStore::WhenDurable(const SessionKey& key, std::function<void(absl::S
   impl_->saver().WhenDurable(key, std::move(done));
 }
 absl::StatusOr<Lease> SessionStore::LeaseSession(const SessionKey& key, absl::Duration duration) {
-  return impl_->LeaseSession(key, duration);
+  return impl_->reader().LeaseSession(key, duration);
 }
 absl::StatusOr<Lease> SessionStore::LeasePrefix(const std::string& ns,
                                                 absl::Span<const Digest> prefix_ids,
                                                 absl::Duration duration) {
-  return impl_->LeasePrefix(ns, prefix_ids, duration);
+  return impl_->reader().LeasePrefix(ns, prefix_ids, duration);
 }
 absl::StatusOr<Lease> SessionStore::RenewLease(const std::string& id, absl::Duration duration) {
-  return impl_->RenewLease(id, duration);
+  return impl_->reader().RenewLease(id, duration);
 }
-bool SessionStore::ReleaseLease(const std::string& id) { return impl_->ReleaseLease(id); }
+bool SessionStore::ReleaseLease(const std::string& id) { return impl_->reader().ReleaseLease(id); }
 uint64_t SessionStore::MakeRoom(uint64_t bytes) { return impl_->MakeRoom(bytes); }
 absl::Status SessionStore::CheckQuota(const std::string& ns, uint64_t bytes) const {
   return impl_->CheckQuota(ns, bytes);
