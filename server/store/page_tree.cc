@@ -88,6 +88,17 @@ PageNode* PageTree::Find(const ShardForm* form, const Digest& prefix_id) const {
   return it == listed_.end() ? nullptr : *it;
 }
 
+PageNode* PageTree::FindWhole(const ShardForm* form, const Digest& prefix_id) const {
+  PageNode* node = Find(form, prefix_id);
+  if (lost_chunks_ == 0) return node;
+  for (; node != nullptr; node = node->twin) {
+    const PageNode* n = node;
+    while (n != nullptr && !n->lost) n = n->parent;
+    if (n == nullptr) return node;
+  }
+  return nullptr;
+}
+
 PageNode* PageTree::FindTwin(const ShardForm* form, const PageNode* parent,
                              const NewChunk& chunk) const {
   if (!chunk.prefix_id) return nullptr;
@@ -303,7 +314,7 @@ std::vector<PageNode*> PageTree::FindLongest(absl::Span<const ShardForm* const> 
     const size_t pages = held + (beyond - held) / 2;
     std::vector<PageNode*> found;
     for (const ShardForm* form : partition) {
-      PageNode* node = Find(form, prefix_ids[pages - 1]);
+      PageNode* node = FindWhole(form, prefix_ids[pages - 1]);
       if (node == nullptr || node->page != pages - 1) break;
       found.push_back(node);
     }
@@ -314,16 +325,6 @@ std::vector<PageNode*> PageTree::FindLongest(absl::Span<const ShardForm* const> 
       beyond = pages;
     }
   }
-  if (lost_chunks_ == 0 || best.empty()) return best;
-  // Rare: a prefix ends where the first lost page is.
-  uint64_t pages = held;
-  for (PageNode* node : best) {
-    for (PageNode* n = node; n != nullptr; n = n->parent) {
-      if (n->lost) pages = std::min<uint64_t>(pages, n->page);
-    }
-  }
-  if (pages == 0) return {};
-  for (PageNode*& node : best) node = Ancestor(node, pages - 1);
   return best;
 }
 

@@ -122,9 +122,9 @@ class PageTree {
 
   // The node of `page` at or above `node`. O(log pages).
   static PageNode* Ancestor(PageNode* node, uint64_t page);
-  // The last node of the longest run of leading pages held by all shards of `partition`,
-  // for each of them; empty: not even the first. By bisection, since who holds a page holds
-  // all before it.
+  // The last node of the longest run of leading pages, none of them lost, held by all shards of
+  // `partition`, for each of them; empty: not even the first. By bisection, since who holds a
+  // page whole holds all before it.
   std::vector<PageNode*> FindLongest(absl::Span<const ShardForm* const> partition,
                                      absl::Span<const Digest> prefix_ids) const;
   // By its id; looks at every node.
@@ -188,6 +188,9 @@ class PageTree {
     bool operator()(const Name& a, const PageNode* b) const { return Same(a, NameOf(b)); }
   };
   PageNode* Find(const ShardForm* form, const Digest& prefix_id) const;
+  // One of those of the name of which no page before it is lost, nor itself. While any is lost it
+  // looks at all before it.
+  PageNode* FindWhole(const ShardForm* form, const Digest& prefix_id) const;
   void Link(PageNode* node, PageNode* parent);
   void List(PageNode* node);
   void Unlist(PageNode* node);

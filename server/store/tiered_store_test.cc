@@ -1,5 +1,6 @@
 // The store above a tier: what is saved, what a crash at any moment leaves, what damage and a
 // full disk do. Then every sequence of steps up to a length, against a model.
+#include <absl/strings/escaping.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <gmock/gmock.h>
@@ -127,6 +128,64 @@ TEST(TieredStore, WhatWasSavedComesBackWhole) {
   EXPECT_EQ(t.Check(kA, Sequence(0, 13), 13), "");
 }
 
+// Records as the first version wrote them (no forks and rewinds in sessions), made by hand from the
+// description in records.h: folders of then open.
+TEST(TieredStore, RecordsOfVersionOneAreStillRead) {
+  const std::pair<const char*, const char*> golden[] = {
+      {"660000000000000002",
+       "0100000000050000006d6f64656c0000000004000000696e7438000000000400000062663136080"
+       "0000067656f6d657472790000000000000000000000000000000000000000000000000000000000"
+       "0000000000000000000000000000000000000000000000000000000000000000000000000000000"
+       "000000001000000740e899e"},
+      {"6e0000000000000004",
+       "0100000000000000000200000000000000000000000700000073686172642030040078000000000"
+       "000002400000000000000000000000000f03f01000102030405060708090a0b0c0d0e0f10111213"
+       "1415161718191a1b1c1d1e1f5191292f"},
+      {"6e0000000000000005",
+       "010400000000000000020000000000000000000000070000007368617264203002003c000000000"
+       "000003e000000000000000000000000000000003e7aa416"},
+      {"732f6f6c64",
+       "0100000000030000006f6c6402000000000000000010a5d4e800000000f19adae800000000a493d"
+       "60000000001000000010000006b0100000076000700000000000000010000000000000007000000"
+       "7368617264203005000000000000000600000000000000010000000000000000010000000500000"
+       "07075742d31010000000000000006000000000000000600000000000000b4000000000000006200"
+       "00000000000000000000000000000600000000000000000000000000d03f0d2ae5d3"},
+  };
+  FakeTier::Contents old;
+  for (const auto& [key, value] : golden) {
+    old.records[absl::HexStringToBytes(key)] = absl::HexStringToBytes(value);
+  }
+  const auto chunks = store_test::Chunks(Sequence(0, 6), 0, Traits(), 0, false);
+  for (uint64_t i = 0; i < 2; ++i) {
+    old.chunks[4 + i].assign(chunks[i].bytes.begin(), chunks[i].bytes.end());
+  }
+  Tiered t;
+  t.clock = absl::FromUnixSeconds(1'000'200);
+  t.Open(old);
+  EXPECT_EQ(t.report.sessions, 1u);
+  EXPECT_EQ(t.report.chunks, 2u);
+  EXPECT_THAT(t.report.problems, testing::IsEmpty());
+  const SessionKey key{"", "old"};
+  EXPECT_EQ(t.Check(key, Sequence(0, 6), 6), "");
+  const auto stat = t.store->Stat(key);
+  ASSERT_TRUE(stat.ok()) << stat.status();
+  EXPECT_EQ(stat->labels.at("k"), "v");
+  EXPECT_EQ(stat->ttl, absl::Hours(1));
+  EXPECT_EQ(stat->created, absl::FromUnixSeconds(1'000'000));
+  EXPECT_EQ(stat->evicted_tokens, 7u);
+  EXPECT_EQ(stat->traits.descriptor, "geometry");
+  EXPECT_EQ(stat->raw_bytes, 180u);
+  const auto replay = t.store->FindPut(key, 0, "put-1");
+  ASSERT_TRUE(replay);
+  EXPECT_EQ(replay->tokens, 6u);
+  // Written again they are of today's version.
+  ASSERT_TRUE(t.Put(key, Sequence(0, 9), 6).ok());
+  t.store->Save();
+  EXPECT_EQ(t.tier->contents().records.at("s/old")[0], 2);
+  t.Restart();
+  EXPECT_EQ(t.Check(key, Sequence(0, 9), 9), "");
+}
+
 TEST(TieredStore, WhatIsDeletedStaysDeletedAndItsBytesGo) {
   Tiered t;
   ASSERT_TRUE(t.Put(kA, Sequence(0, 10)).ok());
@@ -195,6 +254,17 @@ TEST(TieredStore, ACorruptChunkLosesItsTokensAndNoOthers) {
   EXPECT_EQ(t.store->Lookup("", PrefixIds(Sequence(0, 16)))[0].tokens, 4u);
   ASSERT_TRUE(t.Put({"", "again"}, Sequence(0, 16)).ok());
   EXPECT_EQ(t.Check({"", "again"}, Sequence(0, 16), 16), "");
+  // The pages that lead through the lost one are in nobody's way.
+  EXPECT_EQ(t.store->Lookup("", PrefixIds(Sequence(0, 16)))[0].tokens, 16u);
+  const auto lease = t.store->LeasePrefix("", PrefixIds(Sequence(0, 16)), absl::Seconds(9));
+  ASSERT_TRUE(lease.ok());
+  EXPECT_EQ(lease->tokens, 16u);
+  EXPECT_EQ(t.store->OpenPrefix("", PrefixIds(Sequence(0, 16)), 0, 0)->token_end, 16u);
+  ASSERT_TRUE(t.store->Rewind({"", "again"}, 12, 0).ok());
+  ASSERT_TRUE(t.store->ReleaseLease(lease->id));
+  EXPECT_EQ(t.store->Lookup("", PrefixIds(Sequence(0, 16)))[0].tokens, 12u);
+  ASSERT_TRUE(t.store->Delete({"", "again"}).ok());
+  EXPECT_EQ(t.store->Lookup("", PrefixIds(Sequence(0, 16)))[0].tokens, 4u);
   ASSERT_TRUE(t.store->Rewind(kA, 4, 0).ok());
   ASSERT_TRUE(t.Put(kA, Sequence(0, 16), 4).ok());
   EXPECT_EQ(t.Check(kA, Sequence(0, 16), 16), "");
