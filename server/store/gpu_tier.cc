@@ -109,7 +109,7 @@ absl::StatusOr<GpuTier::Id> GpuTier::Put(absl::Span<const uint8_t> chunk) {
   Id id;
   uint64_t offset;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard<std::mutex> lock(mutex_);
     if (!lost_.ok()) return lost_;
     id = next_id_++;
     absl::StatusOr<uint64_t> placed = Place(chunk.size(), id);
@@ -122,7 +122,7 @@ absl::StatusOr<GpuTier::Id> GpuTier::Put(absl::Span<const uint8_t> chunk) {
   }
   // The block was born pinned: nothing moves it meanwhile.
   const absl::Status written = memory_->Write(offset, chunk);
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   const auto it = chunks_.find(id);
   if (!written.ok()) {
     arena_.Free(offset);
@@ -146,7 +146,7 @@ absl::StatusOr<GpuTier::Chunks::iterator> GpuTier::Find(Id id) {
 }
 
 absl::StatusOr<GpuTier::Lease> GpuTier::Get(Id id) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   const absl::StatusOr<Chunks::iterator> it = Find(id);
   if (!it.ok()) return it.status();
   Chunk& chunk = (*it)->second;
@@ -178,7 +178,7 @@ void GpuTier::Drop(Chunks::iterator it) {
 }
 
 absl::Status GpuTier::Evict(Id id) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   const absl::StatusOr<Chunks::iterator> it = Find(id);
   if (!it.ok()) return it.status();
   ++stats_.evictions;
@@ -188,7 +188,7 @@ absl::Status GpuTier::Evict(Id id) {
 }
 
 void GpuTier::Return(Id id) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   const auto it = chunks_.find(id);
   arena_.Unpin(it->second.offset);
   --stats_.leases;
@@ -196,7 +196,7 @@ void GpuTier::Return(Id id) {
 }
 
 GpuTierStats GpuTier::Stats() const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   GpuTierStats s = stats_;
   s.capacity_bytes = arena_.capacity();
   s.free_bytes = arena_.free_bytes();
