@@ -7,7 +7,8 @@
 // (safetensors) under a profile. Tiles and destination are on the device, descriptions come from
 // the host. Medians of 15 rounds; p99 of 200 for the smallest batch. Every row checks the result
 // against the CPU's: relative RMS error, of the reader's bf16; a tile that is refused ends the
-// program with status 1. GB = 10^9 bytes, MiB = 2^20.
+// program with status 1. At 1 GiB also what two engines do at once, by the clock, in batches of 128
+// MiB: the median of three. GB = 10^9 bytes, MiB = 2^20.
 #include <absl/strings/str_cat.h>
 #include <cuda_runtime.h>
 
@@ -22,6 +23,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "codec/base/geometry_json.h"
@@ -189,6 +191,33 @@ Data Real(const std::string& name, const std::string& profile_path, const std::s
   return data;
 }
 
+// GB/s where two threads, each with an engine of its own, code a batch after another: what one
+// copies or plans goes beside the other's kernels. `code(engine, first, end)` codes jobs [first, end).
+template <typename Code>
+double TwoInFlight(FkltCuda* const engines[2], size_t jobs, double bytes, const Code& code) {
+  constexpr size_t kParts = 8, kRounds = 4;
+  std::vector<double> rates;
+  for (int go = 0; go < 4; ++go) {  // the first makes the engines' buffers
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<std::thread> threads;
+    for (size_t e = 0; e < 2; ++e) {
+      threads.emplace_back([&, e] {
+        for (size_t r = 0; r < kRounds; ++r) {
+          for (size_t p = e; p < kParts; p += 2) {
+            code(*engines[e], jobs * p / kParts, jobs * (p + 1) / kParts);
+          }
+        }
+      });
+    }
+    for (std::thread& t : threads) t.join();
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (go > 0) rates.push_back(kRounds * bytes / seconds * 1e-9);
+  }
+  std::sort(rates.begin(), rates.end());
+  return rates[1];
+}
+
 double Median(std::vector<double> v, double at = .5) {
   std::sort(v.begin(), v.end());
   return v[std::min(v.size() - 1, static_cast<size_t>(at * v.size()))];
@@ -215,6 +244,9 @@ void Run(const Data& data, int step_limit_shift) {
   auto made = FkltCuda::Make(profile, pointers, data.geometry);
   if (!made.ok()) Die(made.status().ToString());
   FkltCuda& gpu = **made;
+  auto second = FkltCuda::Make(profile, pointers, data.geometry);
+  if (!second.ok()) Die(second.status().ToString());
+  FkltCuda* const engines[2] = {&gpu, second->get()};
   const Group group = (*cpu)->groups()[data.group];
   const size_t page_bytes = data.pages[0].size() * 2;
 
@@ -319,6 +351,20 @@ void Run(const Data& data, int step_limit_shift) {
         copies.push_back(ms * 1e-3);
       }
     }
+    double decode_flight = 0, encode_flight = 0;
+    if (mib >= 1024) {
+      decode_flight = TwoInFlight(
+          engines, count, static_cast<double>(count) * page_bytes,
+          [&](FkltCuda& engine, size_t first, size_t end) {
+            const auto part = absl::MakeSpan(jobs).subspan(first, end - first);
+            const absl::Status status = engine.Decode(
+                part, absl::MakeConstSpan(device_tiles).subspan(first, end - first));
+            if (!status.ok()) Die(status.ToString());
+            for (const DecodeJob& d : part) {
+              if (!d.status.ok()) Die(d.status.ToString());
+            }
+          });
+    }
     // Encoding of what was just decoded: the same values but for a last bit, the same speed.
     std::vector<EncodeJob> encodes(count);
     std::vector<std::vector<ConstPlaneView>> sources(count);
@@ -354,6 +400,16 @@ void Run(const Data& data, int step_limit_shift) {
       }
       encode_device.push_back(sum);
     }
+    if (mib >= 1024) {
+      encode_flight = TwoInFlight(
+          engines, count, static_cast<double>(count) * page_bytes,
+          [&](FkltCuda& engine, size_t first, size_t end) {
+            const auto part = absl::MakeSpan(encodes).subspan(first, end - first);
+            const absl::Status status =
+                engine.Encode(part, absl::MakeConstSpan(device_out).subspan(first, end - first));
+            if (!status.ok()) Die(status.ToString());
+          });
+    }
     size_t encoded = 0, left = 0;
     double encoded_kld = 0;
     for (const EncodeJob& e : encodes) {
@@ -388,12 +444,13 @@ void Run(const Data& data, int step_limit_shift) {
     {
       const double bytes = static_cast<double>(count) * page_bytes;
       std::printf("%-26s ENCODE   D %5zu %7.1f MiB ratio %5.2f KLD %.4f | to source %.4f, %zu left to "
-                  "the CPU | device %8.1f us (p99 %.1f) %7.1f GB/s, wall %8.1f us |",
+                  "the CPU | device %8.1f us (p99 %.1f) %7.1f GB/s, two in flight %.1f GB/s, wall "
+                  "%8.1f us |",
                   data.name.c_str(), page_bytes / 2 / kPageTokens, bytes / (1 << 20),
                   bytes / static_cast<double>(encoded), encoded_kld,
                   std::sqrt(first_error / std::max(first_squares, 1e-30)), left,
                   Median(encode_device) * 1e6, Median(encode_device, .99) * 1e6,
-                  bytes / Median(encode_device) * 1e-9, Median(encode_wall) * 1e6);
+                  bytes / Median(encode_device) * 1e-9, encode_flight, Median(encode_wall) * 1e6);
       for (const auto& [name, us] : encode_parts) std::printf(" %s %.1f", name.c_str(), Median(us));
       std::printf(" us\n");
     }
@@ -414,13 +471,13 @@ void Run(const Data& data, int step_limit_shift) {
     }
     const double bytes = static_cast<double>(count) * page_bytes;
     std::printf("%-26s n=%d D %5zu %7.1f MiB ratio %5.2f KLD %.4f | err to CPU %.5f, to source %.4f "
-                "| device %8.1f us (p99 %.1f) %7.1f GB/s, stored %5.1f GB/s, wall %8.1f us | copy "
-                "%6.0f GB/s |",
+                "| device %8.1f us (p99 %.1f) %7.1f GB/s, stored %5.1f GB/s, two in flight %.1f GB/s, "
+                "wall %8.1f us | copy %6.0f GB/s |",
                 data.name.c_str(), step_limit_shift, page_bytes / 2 / kPageTokens,
                 bytes / (1 << 20), ratio, predicted, std::sqrt(error / squares),
                 std::sqrt(source_error / squares), Median(device) * 1e6,
                 Median(device, .99) * 1e6, bytes / Median(device) * 1e-9,
-                bytes / ratio / Median(device) * 1e-9, Median(wall) * 1e6,
+                bytes / ratio / Median(device) * 1e-9, decode_flight, Median(wall) * 1e6,
                 bytes / Median(copies) * 1e-9);
     for (const auto& [name, us] : parts) std::printf(" %s %.1f", name.c_str(), Median(us));
     std::printf(" us\n");

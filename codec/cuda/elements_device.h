@@ -77,18 +77,19 @@ __device__ __forceinline__ void UnpackTwo(int dtype, uint32_t two, float* v) {
 }
 
 // Eight elements of 16 bits that lie one after another.
-__device__ __forceinline__ void LoadEight(int dtype, const uint8_t* p, float* v) {
-  uint4 w;
-  if (Aligned(p, 16)) {
-    w = *reinterpret_cast<const uint4*>(p);
-  } else {
-    w = make_uint4(U16(p) | U16(p + 2) << 16, U16(p + 4) | U16(p + 6) << 16,
-                   U16(p + 8) | U16(p + 10) << 16, U16(p + 12) | U16(p + 14) << 16);
-  }
+__device__ __forceinline__ uint4 BitsOfEight(const uint8_t* p) {
+  if (Aligned(p, 16)) return *reinterpret_cast<const uint4*>(p);
+  return make_uint4(U16(p) | U16(p + 2) << 16, U16(p + 4) | U16(p + 6) << 16,
+                    U16(p + 8) | U16(p + 10) << 16, U16(p + 12) | U16(p + 14) << 16);
+}
+__device__ __forceinline__ void UnpackEight(int dtype, const uint4& w, float* v) {
   UnpackTwo(dtype, w.x, v);
   UnpackTwo(dtype, w.y, v + 2);
   UnpackTwo(dtype, w.z, v + 4);
   UnpackTwo(dtype, w.w, v + 6);
+}
+__device__ __forceinline__ void LoadEight(int dtype, const uint8_t* p, float* v) {
+  UnpackEight(dtype, BitsOfEight(p), v);
 }
 __device__ __forceinline__ void StoreEight(int dtype, const float* v, uint8_t* p) {
   const uint4 w = make_uint4(PackTwo(dtype, v[0], v[1]), PackTwo(dtype, v[2], v[3]),

@@ -150,6 +150,14 @@ T atomicMax(T* p, T v) {
   return old;
 }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline unsigned __brev(unsigned v) {
+  unsigned r = 0;
+  for (int i = 0; i < 32; ++i) r = r << 1 | (v >> i & 1);
+  return r;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
+}
 inline int __clz(unsigned v) { return v == 0 ? 32 : __builtin_clz(v); }
 template <typename T>
 T __ldg(const T* p) {

@@ -355,6 +355,7 @@ TEST(FkltGpuTest, TheCpuDecodesWhatTheGpuEncodedAsGoodAndAsSmallAsItsOwn) {
     const absl::Status status = b.gpu->Encode(absl::MakeSpan(jobs), out);
     ASSERT_TRUE(status.ok()) << status;
     double gpu_bytes = 0, cpu_bytes = 0;
+    double errors[2] = {0, 0};  // of tiles of the CPU and of the GPU
     int coded = 0;
     for (int i = 0; i < kJobs; ++i) {
       const std::string what = absl::StrCat("job ", i, ", ", jobs[i].tokens, " tokens");
@@ -395,8 +396,11 @@ TEST(FkltGpuTest, TheCpuDecodesWhatTheGpuEncodedAsGoodAndAsSmallAsItsOwn) {
         ASSERT_TRUE(job.status.ok()) << what << (gpu ? ", GPU's: " : ", CPU's: ") << job.status;
         error[gpu] = RelativeError(back, source);
       }
-      EXPECT_NEAR(error[1], error[0], .03 * error[0] + 1e-3) << what;
+      // In a tile of few tokens one whose sensitivity is between two step classes makes a difference.
+      EXPECT_NEAR(error[1], error[0], .2 * error[0] + 1e-3) << what;
+      for (const bool gpu : {false, true}) errors[gpu] += error[gpu];
     }
+    EXPECT_NEAR(errors[1], errors[0], .01 * errors[0]);
     EXPECT_GE(coded, kJobs / 2);
     EXPECT_NEAR(gpu_bytes, cpu_bytes, .01 * cpu_bytes);
     for (uint8_t* p : out) cudaFreeHost(p);

@@ -21,8 +21,6 @@ struct DecodeBatch {
   DeviceTables tables;  // the set that all of the tiles use
   TileState* states;
   int* failed;  // a Failure of each tile
-  uint8_t* classes;
-  int16_t* symbols;
 };
 
 // Cosines, then sines, of positions that tiles share.
@@ -35,13 +33,12 @@ struct AngleBatch {
 
 // What rotated keys turn by; `tokens` a table has at most.
 cudaError_t LaunchAngles(const AngleBatch& batch, int tokens, cudaStream_t stream);
-// Token classes: the order of tokens, the rows' places; then the table of every symbol. A block
-// a tile.
+// Token classes: the order of tokens, the rows' places; zeros in y where a row has no coordinate. A
+// block a tile.
 cudaError_t LaunchPrepare(const DecodeBatch& batch, cudaStream_t stream);
-// rANS: a warp a segment. Bound for one segment: the chain of dependent steps.
+// rANS: symbols to coordinates in fp16, in y. A warp a segment. Bound for one segment: the chain of
+// dependent steps; for many: instructions.
 cudaError_t LaunchSegments(const DecodeBatch& batch, cudaStream_t stream);
-// Symbols to coordinates in fp16, zeros where a place has none. A block for 32 rows of a tile.
-cudaError_t LaunchDequantise(const DecodeBatch& batch, int rows, cudaStream_t stream);
 // Adds mu, turns keys, stores in the reader's layout; elements kept as received and 10-bit sinks
 // too. At most so many tokens, elements of a head and members have the tiles and their groups.
 cudaError_t LaunchStore(const DecodeBatch& batch, int tokens, int head_dim, int members,

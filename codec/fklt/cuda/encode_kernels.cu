@@ -11,7 +11,7 @@ constexpr int kParts = kQuantiseThreads / kMaxTokens;  // of the rows, for each 
 constexpr int kStepClasses = 13;
 
 // FORMAT.md 5.1 to 5.4 of one tile.
-__global__ void __launch_bounds__(kQuantiseThreads) QuantiseKernel(EncodeBatch batch) {
+__global__ void __launch_bounds__(kQuantiseThreads, 3) QuantiseKernel(EncodeBatch batch) {
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
   if (state->failed != kEncoded) return;
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kQuantiseThreads) QuantiseKernel(EncodeBatch b
   {
     float eta = 0;
     if (p < n) {
+#pragma unroll 4
       for (int r = part; r < g.leading; r += kParts) {
         float u = y[r * stride + p] * t.y_scale * g.inverse_sigma[r];
         u = fminf(fmaxf(u, -8.0f), 8.0f);
@@ -106,6 +107,7 @@ __global__ void __launch_bounds__(kQuantiseThreads) QuantiseKernel(EncodeBatch b
   {
     float total = 0;
     const int end = min(rows0, my_rows);
+#pragma unroll 4
     for (int r = part; r < end; r += kParts) {
       const float u = y[r * stride + token] * t.y_scale * g.inverse_sigma[r];
       total += u * u;
@@ -136,25 +138,41 @@ __global__ void __launch_bounds__(kQuantiseThreads) QuantiseKernel(EncodeBatch b
     const int term = TokenTerm(a_of[token], k);
     const float step = StepOf(t.step_exponent, k), inverse = StepOf(-t.step_exponent, -k);
     int range = 0;
-    for (int r = part; r < my_rows; r += kParts) {
-      while (first_row[range + 1] <= r) ++range;
-      const uint32_t at =
-          start[range] + static_cast<uint32_t>(r - first_row[range]) * places[range] + p;
-      const float v = y[r * stride + token] * t.y_scale;
-      const int c = CoordinateClass(RowTerm(g.sigma[r], t.step_exponent), term);
-      const float magnitude = fabsf(v);
-      float a = magnitude * inverse + t.rounding;
-      if (!(a < 32768.0f)) {
-        wide = true;
-        a = 0;
+    // Loads of four rows are under way before the first is stored: stores could be to what is loaded.
+    constexpr int kTogether = 4;
+    for (int first = part; first < my_rows; first += kTogether * kParts) {
+      float values[kTogether];
+      int sigmas[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int r = min(first + i * kParts, my_rows - 1);
+        values[i] = y[r * stride + token] * t.y_scale;
+        sigmas[i] = g.sigma[r];
       }
-      const int q = static_cast<int>(a);
-      const float value = q > 3 ? static_cast<float>(q) : batch.tables.centroids[c * 4 + q];
-      const float e = magnitude - value * step;
-      error += e * e;
-      classes[at] = static_cast<uint8_t>(c);
-      symbols[at] = static_cast<int16_t>(v < 0 ? -q : q);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int r = first + i * kParts;
+        if (r >= my_rows) break;
+        while (first_row[range + 1] <= r) ++range;
+        const uint32_t at =
+            start[range] + static_cast<uint32_t>(r - first_row[range]) * places[range] + p;
+        const float v = values[i];
+        const int c = CoordinateClass(RowTerm(sigmas[i], t.step_exponent), term);
+        const float magnitude = fabsf(v);
+        float a = magnitude * inverse + t.rounding;
+        if (!(a < 32768.0f)) {
+          wide = true;
+          a = 0;
+        }
+        const int q = static_cast<int>(a);
+        const float value = q > 3 ? static_cast<float>(q) : batch.tables.centroids[c * 4 + q];
+        const float e = magnitude - value * step;
+        error += e * e;
+        classes[at] = static_cast<uint8_t>(c);
+        symbols[at] = static_cast<int16_t>(v < 0 ? -q : q);
+      }
     }
+#pragma unroll 4
     for (int r = my_rows + part; r < min(t.gemm_rows, g.dimensions); r += kParts) {
       const float v = y[r * stride + token] * t.y_scale;
       error += v * v;

@@ -1,13 +1,17 @@
 #include "codec/fklt/cuda/fklt_cuda.h"
 
+#include <absl/container/flat_hash_map.h>
 #include <absl/strings/str_cat.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "codec/api/jobs.h"
@@ -27,7 +31,7 @@ namespace {
 constexpr float kLargestOperand = 256;
 constexpr int kParts = 7;
 constexpr const char* kDecodeParts[kParts] = {"copy in", "angles", "prepare", "rans",
-                                              "dequantise", "gemm", "store"};
+                                              "gemm",    "store",  "copy out"};
 constexpr const char* kEncodeParts[kParts] = {"copy in", "gather",   "gemm", "quantise",
                                               "rans",    "assemble", "copy out"};
 // Tokens of a finer step class have no more coordinates than this class has: FORMAT.md 5.3.
@@ -53,14 +57,44 @@ int CountBelow(absl::Span<const uint32_t> positions, uint32_t limit) {
       std::count_if(positions.begin(), positions.end(), [&](uint32_t p) { return p < limit; }));
 }
 
-// The tiles of a page name the same positions: one table of angles serves them.
-bool SameAngles(const DecodeJob& a, const DecodeJob& b) {
-  return a.positions.data() == b.positions.data() && a.tokens == b.tokens &&
-         a.position_offset == b.position_offset;
-}
-bool SameAngles(const EncodeJob& a, const EncodeJob& b) {
-  return a.positions.data() == b.positions.data() && a.tokens == b.tokens;
-}
+int64_t OffsetOf(const DecodeJob& job) { return job.position_offset; }
+int64_t OffsetOf(const EncodeJob&) { return 0; }
+
+// Tables of angles: the tiles of a page name the same positions, and share one.
+struct AngleTables {
+  struct Table {
+    absl::Span<const uint32_t> positions;
+    int64_t position_offset;
+    size_t first;  // of all positions
+  };
+  std::vector<Table> tables;
+  std::vector<size_t> of_tile;
+  size_t positions = 0;
+
+  template <typename Job>
+  AngleTables(absl::Span<Job> jobs, const std::vector<size_t>& job_of) {
+    absl::flat_hash_map<std::tuple<const uint32_t*, size_t, int64_t>, size_t> known;
+    for (size_t job : job_of) {
+      const absl::Span<const uint32_t> p = jobs[job].positions;
+      const auto [it, fresh] =
+          known.emplace(std::make_tuple(p.data(), p.size(), OffsetOf(jobs[job])), tables.size());
+      if (fresh) {
+        tables.push_back({p, OffsetOf(jobs[job]), positions});
+        positions += p.size();
+      }
+      of_tile.push_back(it->second);
+    }
+  }
+  // Fills in what the device gets: `host` is filled, the addresses in it are the device's.
+  void Describe(const uint32_t* device_positions, float* device_angles, int all_pairs,
+                uint32_t* host_positions, AngleDesc* host) const {
+    for (const Table& t : tables) {
+      *host++ = {device_positions + t.first, device_angles + 2 * t.first * all_pairs,
+                 t.position_offset, static_cast<int>(t.positions.size())};
+      std::copy(t.positions.begin(), t.positions.end(), host_positions + t.first);
+    }
+  }
+};
 
 template <typename T>
 absl::Status Upload(const std::vector<T>& from, DeviceMemory* to) {
@@ -185,26 +219,38 @@ class Engine : public FkltCuda {
 absl::Status Engine::LoadTables() {
   for (const TableSet& set : profile_->table_sets) {
     std::vector<uint8_t> index(kClasses * kTableSlots), shift(kAllTables);
-    std::vector<uint32_t> entry(kClasses * 256);
+    std::vector<SymbolEntry> entry;
+    std::vector<uint32_t> class_entries(kClasses, kNoEntries);
     for (int c = 0; c < kAllTables; ++c) shift[c] = static_cast<uint8_t>(set.shift(c));
     for (int c = 0; c < kClasses; ++c) {
-      int n = -1;
+      std::vector<SymbolEntry> symbols;
       for (int s = 0; s < kTableSlots; ++s) {
         const uint32_t e = set.decode()[c * kTableSlots + s];
         if (e >> 20 == 0) {  // the first slot of a symbol
-          entry[c * 256 + ++n] = static_cast<uint32_t>(s) | (e >> 8 & 4095) << 12 | e << 24;
+          const int v = static_cast<int8_t>(e & 255), n = std::abs(v);
+          const float centre = n > 3 ? static_cast<float>(n) : set.centroids()[c * 4 + n];
+          symbols.push_back({static_cast<uint32_t>(s) | (e >> 8 & 4095) << 20,
+                             v == -128 ? std::numeric_limits<float>::quiet_NaN()
+                                       : (v < 0 ? -centre : centre)});
         }
-        index[c * kTableSlots + s] = static_cast<uint8_t>(n);
+        index[c * kTableSlots + s] = static_cast<uint8_t>(symbols.size() - 1);
+      }
+      if (shift[c] == 0 && entry.size() + symbols.size() <= kMostEntries) {
+        class_entries[c] = static_cast<uint32_t>(entry.size() * sizeof(SymbolEntry));
+        entry.insert(entry.end(), symbols.begin(), symbols.end());
       }
     }
+    entry.resize((entry.size() + 1) / 2 * 2);  // 16 bytes at a time
     auto memory = std::make_unique<DeviceMemory>();
     DeviceTables t{};
     uint8_t *p_index, *p_shift;
-    uint32_t *p_entry, *p_decode, *p_encode, *p_multiplier;
+    SymbolEntry* p_entry;
+    uint32_t *p_class_entries, *p_decode, *p_encode, *p_multiplier;
     float* p_centroids;
     auto cut = [&](Cutter c) {
       p_index = c.Take<uint8_t>(index.size());
-      p_entry = c.Take<uint32_t>(entry.size());
+      p_entry = c.Take<SymbolEntry>(entry.size());
+      p_class_entries = c.Take<uint32_t>(class_entries.size());
       p_shift = c.Take<uint8_t>(shift.size());
       p_decode = c.Take<uint32_t>(kAllTables * kTableSlots);
       p_encode = c.Take<uint32_t>(kAllTables * 256);
@@ -218,7 +264,8 @@ absl::Status Engine::LoadTables() {
       return CudaStatus(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "tables");
     };
     absl::Status status = copy(p_index, index.data(), index.size());
-    status.Update(copy(p_entry, entry.data(), entry.size() * 4));
+    status.Update(copy(p_entry, entry.data(), entry.size() * sizeof(SymbolEntry)));
+    status.Update(copy(p_class_entries, class_entries.data(), class_entries.size() * 4));
     status.Update(copy(p_shift, shift.data(), shift.size()));
     status.Update(copy(p_decode, set.decode(), kAllTables * kTableSlots * 4));
     status.Update(copy(p_encode, set.encode(), kAllTables * 256 * 4));
@@ -227,12 +274,13 @@ absl::Status Engine::LoadTables() {
     if (!status.ok()) return status;
     t.index = p_index;
     t.entry = p_entry;
+    t.class_entries = p_class_entries;
+    t.entries = static_cast<int>(entry.size());
     t.shift = p_shift;
     t.decode = p_decode;
     t.encode = p_encode;
     t.multiplier = p_multiplier;
     t.centroids = p_centroids;
-    t.first_shifted = set.first_shifted();
     tables_.push_back(t);
     tables_memory_.push_back(std::move(memory));
   }
@@ -433,11 +481,8 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   if (tiles_.empty()) return absl::OkStatus();
 
   std::vector<GemmBatch> gemms(coders_.size());
-  uint64_t symbols = 0;
-  int tokens = 0, wanted = 0, gemm_rows = 0;
+  int tokens = 0, wanted = 0;
   for (DecodeTileDesc& t : tiles_) {
-    t.symbols = symbols;
-    symbols += (static_cast<uint64_t>(t.groups) * kGroupSymbols + 127) / 128 * 128;
     tokens = std::max(tokens, t.tokens);
     wanted = std::max(wanted, t.token_end - t.token_begin);
     if (t.mode == kRawMode) continue;
@@ -448,17 +493,17 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   }
   for (GemmBatch& g : gemms) {
     g.rows = (g.rows + 7) / 8 * 8;  // tensor cores' stride
-    gemm_rows = std::max(gemm_rows, g.rows);
+    if (static_cast<uint64_t>(g.rows) * g.columns > std::numeric_limits<uint32_t>::max()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("fklt: ", g.columns / kMaxTokens, " tiles of one group in a batch"));
+    }
   }
 
   // Inputs: one copy of descriptions, planes, pages, positions and tiles.
-  size_t planes = 0, pages = 0, positions = 0, bytes = 0, tables = 0;
+  const AngleTables angles(jobs, job_of_);
+  size_t planes = 0, pages = 0, bytes = 0;
   for (size_t i = 0; i < tiles_.size(); ++i) {
     const DecodeJob& job = jobs[job_of_[i]];
-    if (i == 0 || !SameAngles(jobs[job_of_[i - 1]], job)) {
-      ++tables;
-      positions += job.tokens;
-    }
     planes += job.destination.planes.size();
     pages += job.destination.pages.offsets.size();
     if (device_tiles.empty()) bytes += (job.tile.size() + 15) / 16 * 16;
@@ -477,8 +522,8 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     in->segments = c.Take<SegmentDesc>(segments_.size());
     in->planes = c.Take<DevicePlane>(planes);
     in->pages = c.Take<int64_t>(pages);
-    in->positions = c.Take<uint32_t>(positions);
-    in->angles = c.Take<AngleDesc>(tables);
+    in->positions = c.Take<uint32_t>(angles.positions);
+    in->angles = c.Take<AngleDesc>(angles.tables.size());
     in->bytes = c.Take<uint8_t>(bytes);
     return c.used();
   };
@@ -492,16 +537,12 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   struct Work {
     TileState* states;
     int* failed;
-    uint8_t* classes;
-    int16_t* symbols;
     float* angles;
   } work;
   auto cut_work = [&](Cutter c, Work* w) {
     w->states = c.Take<TileState>(tiles_.size());
     w->failed = c.Take<int>(tiles_.size());
-    w->classes = c.Take<uint8_t>(symbols);
-    w->symbols = c.Take<int16_t>(symbols);
-    w->angles = c.Take<float>(2 * positions * all_pairs_);
+    w->angles = c.Take<float>(2 * angles.positions * all_pairs_);
     for (size_t g = 0; g < gemms.size(); ++g) {
       gemms[g].y = c.Take<__half>(static_cast<size_t>(gemms[g].columns) * gemms[g].rows);
       gemms[g].x =
@@ -512,16 +553,11 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   if (absl::Status s = work_.Reserve(cut_work(Cutter(), &work)); !s.ok()) return s;
   cut_work(Cutter(work_.data()), &work);
 
-  size_t plane = 0, page = 0, position = 0, byte = 0, table = 0;
+  angles.Describe(device.positions, work.angles, all_pairs_, host.positions, host.angles);
+  size_t plane = 0, page = 0, byte = 0;
   for (size_t i = 0; i < tiles_.size(); ++i) {
     DecodeTileDesc& t = tiles_[i];
     const DecodeJob& job = jobs[job_of_[i]];
-    if (i == 0 || !SameAngles(jobs[job_of_[i - 1]], job)) {
-      host.angles[table++] = {device.positions + position, work.angles + 2 * position * all_pairs_,
-                              job.position_offset, job.tokens};
-      std::copy(job.positions.begin(), job.positions.end(), host.positions + position);
-      position += job.tokens;
-    }
     const GemmBatch& g = gemms[t.group];
     t.y = g.y;
     t.x = g.x;
@@ -533,8 +569,8 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     }
     t.pages = job.destination.pages.offsets.empty() ? nullptr : device.pages + page;
     for (int64_t offset : job.destination.pages.offsets) host.pages[page++] = offset;
-    t.positions = host.angles[table - 1].positions;
-    t.angles = host.angles[table - 1].angles;
+    t.positions = host.angles[angles.of_tile[i]].positions;
+    t.angles = host.angles[angles.of_tile[i]].angles;
     if (!device_tiles.empty()) {
       t.bytes = device_tiles[job_of_[i]];
     } else {
@@ -566,8 +602,6 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     b.all_pairs = all_pairs_;
     b.sinks = static_cast<int>(profile_->sinks);
     b.tables = tables_[set_of_[begin]];
-    b.classes = work.classes;
-    b.symbols = work.symbols;
     b.segments = device.segments;
     b.first_tile = static_cast<int>(begin);
     b.first_segment = static_cast<int>(
@@ -581,14 +615,12 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     batches.push_back(b);
     begin = end;
   }
-  KVCASK_CUDA(LaunchAngles(Angles(device.angles, table), tokens, stream_));
+  KVCASK_CUDA(LaunchAngles(Angles(device.angles, angles.tables.size()), tokens, stream_));
   Mark(2);
   for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchPrepare(b, stream_));
   Mark(3);
   for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchSegments(b, stream_));
   Mark(4);
-  for (const DecodeBatch& b : batches) KVCASK_CUDA(LaunchDequantise(b, gemm_rows, stream_));
-  Mark(5);
   for (size_t g = 0; g < gemms.size(); ++g) {
     const GemmBatch& gemm = gemms[g];
     if (gemm.columns == 0) continue;
@@ -604,10 +636,11 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
         reinterpret_cast<const __half*>(groups_[g]->inverse.data()), gemm.x);
     if (!status.ok()) return status;
   }
-  Mark(6);
+  Mark(5);
   for (const DecodeBatch& b : batches) {
     KVCASK_CUDA(LaunchStore(b, wanted, head_dim_, max_members_, stream_));
   }
+  Mark(6);
   if (absl::Status s = states_back_.Reserve(tiles_.size() * sizeof(int)); !s.ok()) return s;
   KVCASK_CUDA(cudaMemcpyAsync(states_back_.data(), work.failed, tiles_.size() * sizeof(int),
                               cudaMemcpyDeviceToHost, stream_));
@@ -631,7 +664,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   std::vector<size_t> job_of;
   std::vector<GemmBatch> gemms(coders_.size());
   uint64_t symbols = 0;
-  size_t planes = 0, pages = 0, positions = 0, tables = 0;
+  size_t planes = 0, pages = 0;
   int tokens = 0, segments_most = 0, set = -1;
   for (size_t i = 0; i < jobs.size(); ++i) {
     EncodeJob& job = jobs[i];
@@ -682,14 +715,11 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     tokens = std::max(tokens, job.tokens);
     planes += job.source.planes.size();
     pages += job.source.pages.offsets.size();
-    if (tiles.empty() || !SameAngles(jobs[job_of.back()], job)) {
-      ++tables;
-      positions += job.tokens;
-    }
     tiles.push_back(t);
     job_of.push_back(i);
   }
   if (tiles.empty()) return absl::OkStatus();
+  const AngleTables angles(jobs, job_of);
 
   struct Inputs {
     EncodeTileDesc* tiles;
@@ -700,10 +730,10 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   } host, device;
   auto cut_inputs = [&](Cutter c, Inputs* in) {
     in->tiles = c.Take<EncodeTileDesc>(tiles.size());
-    in->angles = c.Take<AngleDesc>(tables);
+    in->angles = c.Take<AngleDesc>(angles.tables.size());
     in->planes = c.Take<DevicePlane>(planes);
     in->pages = c.Take<int64_t>(pages);
-    in->positions = c.Take<uint32_t>(positions);
+    in->positions = c.Take<uint32_t>(angles.positions);
     return c.used();
   };
   const size_t input_bytes = cut_inputs(Cutter(), &host);
@@ -725,7 +755,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     work.states = c.Take<EncodeState>(tiles.size());
     work.classes = c.Take<uint8_t>(symbols);
     work.symbols = c.Take<int16_t>(symbols);
-    work.angles = c.Take<float>(2 * positions * all_pairs_);
+    work.angles = c.Take<float>(2 * angles.positions * all_pairs_);
     work.segment_bytes = c.Take<uint32_t>(tiles.size() * segments_most);
     work.scratch = c.Take<uint8_t>(tiles.size() * segments_most * kSegmentScratch);
     work.x.clear();
@@ -740,16 +770,11 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   if (absl::Status s = work_.Reserve(cut_work(Cutter())); !s.ok()) return s;
   cut_work(Cutter(work_.data()));
 
-  size_t plane = 0, page = 0, position = 0, table = 0;
+  angles.Describe(device.positions, work.angles, all_pairs_, host.positions, host.angles);
+  size_t plane = 0, page = 0;
   for (size_t i = 0; i < tiles.size(); ++i) {
     EncodeTileDesc& t = tiles[i];
     const EncodeJob& job = jobs[job_of[i]];
-    if (i == 0 || !SameAngles(jobs[job_of[i - 1]], job)) {
-      host.angles[table++] = {device.positions + position, work.angles + 2 * position * all_pairs_,
-                              0, job.tokens};
-      std::copy(job.positions.begin(), job.positions.end(), host.positions + position);
-      position += job.tokens;
-    }
     t.x = work.x[t.group];
     t.y = work.y[t.group];
     t.y_stride = gemms[t.group].columns;
@@ -763,8 +788,8 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     }
     t.pages = job.source.pages.offsets.empty() ? nullptr : device.pages + page;
     for (int64_t offset : job.source.pages.offsets) host.pages[page++] = offset;
-    t.positions = host.angles[table - 1].positions;
-    t.angles = host.angles[table - 1].angles;
+    t.positions = host.angles[angles.of_tile[i]].positions;
+    t.angles = host.angles[angles.of_tile[i]].angles;
     host.tiles[i] = t;
   }
   EncodeBatch b{};
@@ -786,7 +811,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
                               cudaMemcpyHostToDevice, stream_));
   Mark(1);
   KVCASK_CUDA(cudaMemsetAsync(work.states, 0, tiles.size() * sizeof(EncodeState), stream_));
-  KVCASK_CUDA(LaunchAngles(Angles(device.angles, table), tokens, stream_));
+  KVCASK_CUDA(LaunchAngles(Angles(device.angles, angles.tables.size()), tokens, stream_));
   KVCASK_CUDA(LaunchGather(b, tokens, head_dim_, max_members_, stream_));
   Mark(2);
   for (size_t g = 0; g < gemms.size(); ++g) {

@@ -1,7 +1,7 @@
 // x - mu, keys un-rotated, in fp16, a row for each token that is no sink.
 //
 // Grid: MoveGrid; 256 threads. A thread has a token and a unit of 16 elements and goes through
-// members. Reads the writer's layout, writes x: memory is the bound, 4 bytes an element. Other
+// members, whose descriptions the block has read into shared memory. Reads the writer's layout, writes x: memory is the bound, 4 bytes an element. Other
 // strides and fp32 go element by element.
 #include "codec/fklt/cuda/encode_kernels.h"
 #include "codec/fklt/cuda/rows_device.h"
@@ -86,55 +86,74 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
   const int angles = tokens * batch.all_pairs;
   const int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
   __shared__ int16_t number[kMaxTokens];
+  __shared__ MemberSlab slab;
   NumberTokens(t.positions, tokens, static_cast<uint32_t>(batch.sinks), number);
   HeldAngles held;
   bool good = true;
-  for (int i = blockIdx.z; i < g.members; i += gridDim.z) {
-    const DeviceMember m = g.member[i];
-    const DevicePlane plane = t.planes[m.plane];
-    DeviceRope rope{};
-    if (m.rope >= 0) rope = batch.ropes[m.rope];
-    if (!MovesByUnits(g, m, rope, batch.all_pairs, dtype, plane.dim_stride)) {
-      for (int w = first; w < tokens * m.head_dim; w += stride) {
-        const int token = w / m.head_dim;
-        good &= GatherElement(batch, t, g, i, number[token], token, w % m.head_dim);
+  for (int i = blockIdx.z; i < g.members;) {
+    i = LoadSlab(g, t.planes, 0, batch.ropes, batch.all_pairs, dtype, 0, 1 << 30, i, gridDim.z,
+                 &slab);
+    const int count = slab.count;
+    if (!slab.by_units) {
+      for (int k = 0; k < count; ++k) {
+        const int member = slab.member[k].number, head_dim = g.member[member].head_dim;
+        for (int w = first; w < tokens * head_dim; w += stride) {
+          const int token = w / head_dim;
+          good &= GatherElement(batch, t, g, member, number[token], token, w % head_dim);
+        }
       }
       continue;
     }
-    const uint8_t* const base = plane.data + m.head * plane.head_stride;
-    const float unscale = Unscale(rope);
-    const int units = m.head_dim / 16;
-    for (int w = first; w < tokens * units; w += stride) {
-      const int token = w / units;
-      const Unit unit = UnitOf(m.head_dim, rope, w % units);
-      const uint8_t* const row = base + TokenOffset(t, plane, token);
-      float a[8], b[8];
-      LoadEight(dtype, row + 2 * unit.a, a);
-      LoadEight(dtype, row + 2 * unit.b, b);
-      good &= Within(a, kLargestFloat) && Within(b, kLargestFloat);
+    const int head_dim = slab.head_dim, units = head_dim / 16;
+    for (int w = first; count > 0 && w < tokens * units; w += stride) {
+      const int token = w / units, u = w % units;
       const int n = number[token];
-      if (n < 0) continue;
-      const float* const cosines = t.angles + token * batch.all_pairs + rope.first_angle;
-      if (unit.halves) {
-        held.Hold(cosines + unit.a, angles);
+      __half* const row = t.x + static_cast<size_t>(t.column + n) * g.dimensions;  // if n >= 0
+      const float* const cosines = t.angles + token * batch.all_pairs;
+      const int page_token = t.pages == nullptr ? token : token % t.page_tokens;
+      const int64_t page = t.pages == nullptr ? 0 : t.pages[token / t.page_tokens];
+      const auto load = [&](const MovedMember& m, const Unit& unit, uint4* a, uint4* b) {
+        const uint8_t* const from = m.base + page + page_token * m.token_stride;
+        *a = BitsOfEight(from + 2 * unit.a);
+        *b = BitsOfEight(from + 2 * unit.b);
+      };
+      // The next member's elements are under way while this one's are worked on.
+      Unit next = UnitOf(head_dim, slab.member[0].style, slab.member[0].pairs, u);
+      uint4 next_a, next_b;
+      load(slab.member[0], next, &next_a, &next_b);
+      for (int k = 0; k < count; ++k) {
+        const MovedMember& m = slab.member[k];
+        const Unit unit = next;
+        float a[8], b[8];
+        UnpackEight(dtype, next_a, a);
+        UnpackEight(dtype, next_b, b);
+        if (k + 1 < count) {
+          const MovedMember& later = slab.member[k + 1];
+          next = UnitOf(head_dim, later.style, later.pairs, u);
+          load(later, next, &next_a, &next_b);
+        }
+        good &= Within(a, kLargestFloat) && Within(b, kLargestFloat);
+        if (n < 0) continue;
+        const float* const cosine = cosines + m.first_angle;
+        if (unit.halves) {
+          held.Hold(cosine + unit.a, angles);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const float low = a[e], high = b[e];
-          a[e] = (low * held.cosine[e] + high * held.sine[e]) * unscale;
-          b[e] = (high * held.cosine[e] - low * held.sine[e]) * unscale;
+          for (int e = 0; e < 8; ++e) {
+            const float low = a[e], high = b[e];
+            a[e] = (low * held.cosine[e] + high * held.sine[e]) * m.unscale;
+            b[e] = (high * held.cosine[e] - low * held.sine[e]) * m.unscale;
+          }
+        } else if (m.style != kRotateHalf) {
+          if (unit.a < 2 * m.pairs) {
+            UnturnNeighbours(cosine + unit.a / 2, cosine + angles + unit.a / 2, m.unscale, a);
+          }
+          if (unit.b < 2 * m.pairs) {
+            UnturnNeighbours(cosine + unit.b / 2, cosine + angles + unit.b / 2, m.unscale, b);
+          }
         }
-      } else if (rope.style != kRotateHalf) {
-        if (unit.a < 2 * rope.pairs) {
-          UnturnNeighbours(cosines + unit.a / 2, cosines + angles + unit.a / 2, unscale, a);
-        }
-        if (unit.b < 2 * rope.pairs) {
-          UnturnNeighbours(cosines + unit.b / 2, cosines + angles + unit.b / 2, unscale, b);
-        }
+        good &= StoreCoordinates(a, m.mu + unit.a, row + m.offset + unit.a);
+        good &= StoreCoordinates(b, m.mu + unit.b, row + m.offset + unit.b);
       }
-      const float* const mu = g.mu + m.offset;
-      __half* const x = t.x + static_cast<size_t>(t.column + n) * g.dimensions + m.offset;
-      good &= StoreCoordinates(a, mu + unit.a, x + unit.a);
-      good &= StoreCoordinates(b, mu + unit.b, x + unit.b);
     }
   }
   if (!good) batch.states[blockIdx.x].failed = kOutOfRange;

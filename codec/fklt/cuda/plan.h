@@ -44,16 +44,26 @@ struct DeviceGroup {
   int leading;
 };
 
+// Of one symbol of one class.
+struct alignas(8) SymbolEntry {
+  uint32_t code;  // its first slot | frequency - 1 << 20
+  float value;    // in steps; NaN: an escape
+};
+inline constexpr int kMostEntries = 6656;  // in shared memory
+inline constexpr uint32_t kNoEntries = 0xffffffffu;
+
 // One table set, as kernels want it.
 struct DeviceTables {
   const uint32_t* decode;   // [43][4096]: TableSet::decode()
   const uint8_t* index;     // [40][4096]: number of the slot's symbol in its class
-  const uint32_t* entry;    // [40][256]: cum | frequency - 1 << 12 | symbol << 24
+  const SymbolEntry* entry; // of the classes that have them, one after another
+  const uint32_t* class_entries;  // [40]: bytes before a class's entries; kNoEntries: it has none,
+                                  // its symbols are shifted or there was no room
+  int entries;
   const uint8_t* shift;     // [43]
   const float* centroids;   // [43][4]
   const uint32_t* encode;   // [43][256]: TableSet::encode()
   const uint32_t* multiplier;
-  int first_shifted;
 };
 
 // A table of angles: of one run of positions, moved by an offset.
@@ -74,7 +84,6 @@ struct DecodeTileDesc {
   const __half* x;       // of the group's batch: [y_stride][dimensions]
   const float* angles;   // of its positions: see AngleDesc
   int64_t position_offset;
-  uint64_t symbols;      // of its first symbol in the batch's arrays
   uint32_t segment_bytes;  // where the sinks begin: header and segments are before it
   int mode;
   int group;
@@ -99,18 +108,27 @@ struct SegmentDesc {
   int lanes;
 };
 
+struct alignas(8) TilePlace {
+  float step;  // of y
+  int term;    // of a coordinate's class: (5 sigma + term) >> 5
+};
+// Rows with equally many places.
+struct TileRange {
+  uint32_t symbols;  // in all of its rows
+  uint32_t magic;    // symbol / count = 2 symbol * magic >> 32
+  uint16_t row;      // the first
+  uint16_t count;    // places in each row
+};
+
 // What kernels learn of a tile.
 struct TileState {
+  TilePlace place[kMaxTokens];
+  TileRange range[kMaxRanges + 1];    // and one that begins after the last row
   uint32_t x[32];                     // lanes of segment 0 after the token classes
   uint32_t cursor;                    // its words
-  uint8_t token_at[kMaxTokens];       // by place, among the coded
-  uint8_t place_of[kMaxTokens];       // by coded token
-  int16_t terms[kMaxTokens];          // by place
-  float step[kMaxTokens];             // by place
-  uint32_t start[kMaxRanges + 1];     // first symbol of each range of rows
-  uint16_t row[kMaxRanges + 1];
-  uint16_t count[kMaxRanges + 1];     // places in each row of the range
+  uint32_t first_symbol, symbols;     // of coordinates
   int ranges;
+  uint8_t place_of[kMaxTokens];       // by coded token
 };
 
 // A tile to be encoded.

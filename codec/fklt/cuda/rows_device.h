@@ -34,11 +34,11 @@ struct Unit {
   int a, b;
   bool halves;
 };
-__device__ __forceinline__ Unit UnitOf(int head_dim, const DeviceRope& rope, int u) {
-  if (rope.style == kRotateHalf) {
-    if (8 * u < rope.pairs) return {8 * u, 8 * u + rope.pairs, true};
-    const int rest = head_dim - 2 * rope.pairs;
-    const int a = rope.pairs + 8 * u;  // 2 pairs + what is left of u
+__device__ __forceinline__ Unit UnitOf(int head_dim, int style, int pairs, int u) {
+  if (style == kRotateHalf) {
+    if (8 * u < pairs) return {8 * u, 8 * u + pairs, true};
+    const int rest = head_dim - 2 * pairs;
+    const int a = pairs + 8 * u;  // 2 pairs + what is left of u
     return {a, a + rest / 2, false};
   }
   return {8 * u, 8 * u + head_dim / 2, false};
@@ -51,6 +51,70 @@ __device__ __forceinline__ bool MovesByUnits(const DeviceGroup& g, const DeviceM
   return dtype != kF32 && dim_stride == 2 && m.head_dim % 16 == 0 && m.offset % 8 == 0 &&
          g.dimensions % 8 == 0 && Aligned(g.mu + m.offset, 16) && rope.pairs % 8 == 0 &&
          (rope.pairs == 0 || (all_pairs % 4 == 0 && rope.first_angle % 4 == 0));
+}
+
+// What the threads of a block need of a member, read once for all of them.
+struct MovedMember {
+  uint8_t* base;  // of its head
+  int64_t token_stride;
+  const float* mu;
+  int offset;
+  int first_angle;
+  int pairs, style;  // of what turns; 0: nothing
+  int number;        // in the group
+  float unscale;
+};
+constexpr int kMemberSlab = 32;  // members at a time
+
+struct MemberSlab {
+  MovedMember member[kMemberSlab];
+  int count;
+  int head_dim;   // of all of them
+  int by_units;   // all of them can be moved by units, with one head_dim
+};
+
+// Members first, first + step, ... below g.members, of layers [layer_begin, layer_end): at most
+// kMemberSlab of them. Returns where the next slab begins. By the whole block.
+__device__ __forceinline__ int LoadSlab(const DeviceGroup& g, const DevicePlane* planes,
+                                        int first_plane, const DeviceRope* ropes, int all_pairs,
+                                        int dtype, int layer_begin, int layer_end, int first,
+                                        int step, MemberSlab* slab) {
+  __syncthreads();  // who still reads the last one
+  if (threadIdx.x < 32) {
+    const int lane = static_cast<int>(threadIdx.x);
+    const int i = first + lane * step;
+    DeviceMember m{};
+    DeviceRope rope{};
+    DevicePlane plane{};
+    bool there = false, units = true;
+    if (i < g.members) {
+      m = g.member[i];
+      there = m.layer >= layer_begin && m.layer < layer_end;
+    }
+    if (there) {
+      plane = planes[m.plane - first_plane];
+      if (m.rope >= 0) rope = ropes[m.rope];
+      units = MovesByUnits(g, m, rope, all_pairs, dtype, plane.dim_stride);
+    }
+    const unsigned mask = __ballot_sync(kAllLanes, there);
+    const int leader = mask == 0 ? 0 : __clz(__brev(mask));
+    const int head_dim = __shfl_sync(kAllLanes, m.head_dim, leader);
+    const bool all = __all_sync(kAllLanes, !there || (units && m.head_dim == head_dim));
+    if (there) {
+      // The table of angles has the scale multiplied in: twice too often for the inverse.
+      slab->member[__popc(mask & ((1u << lane) - 1))] = {
+          plane.data + m.head * plane.head_stride, plane.token_stride, g.mu + m.offset, m.offset,
+          rope.first_angle, rope.pairs, rope.style, i,
+          rope.pairs > 0 ? static_cast<float>(1 / (rope.scale * rope.scale)) : 1.0f};
+    }
+    if (lane == 0) {
+      slab->count = __popc(mask);
+      slab->head_dim = head_dim;
+      slab->by_units = all;
+    }
+  }
+  __syncthreads();
+  return first + kMemberSlab * step;
 }
 
 // Sines and cosines that a thread holds: of eight pairs, for halves; of four for each run else.

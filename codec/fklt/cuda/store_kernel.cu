@@ -2,7 +2,7 @@
 // too.
 //
 // Grid: MoveGrid; 256 threads. A thread has a token and a unit of 16 elements and goes through
-// members. Reads x (2 bytes an element, of a token's row 16 at a time), writes as much; mu and
+// members, whose descriptions the block has read into shared memory. Reads x (2 bytes an element, of a token's row 16 at a time), writes as much; mu and
 // angles come from the caches. Bound: memory, 4 bytes an element. Other strides, fp32 and tokens
 // that were kept go element by element.
 #include "codec/fklt/cuda/decode_kernels.h"
@@ -92,9 +92,9 @@ __device__ __attribute__((noinline)) void StoreElement(const DecodeBatch& batch,
 }
 
 // x + mu of eight coordinates.
-__device__ __forceinline__ void LoadCoordinates(const __half* x, const float* mu, float* v) {
+__device__ __forceinline__ void AddMean(const uint4& x, const float* mu, float* v) {
   float m[8];
-  LoadEight(/*fp16*/ 2, reinterpret_cast<const uint8_t*>(x), v);
+  UnpackEight(/*fp16*/ 2, x, v);
   LoadFloats(mu, m);
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] += m[i];
@@ -123,60 +123,85 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
   const int angles = t.tokens * batch.all_pairs;
   const int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
   __shared__ int16_t number[kMaxTokens];
+  __shared__ MemberSlab slab;
   NumberTokens(t.positions, t.tokens, raw ? 0 : static_cast<uint32_t>(batch.sinks), number);
   HeldAngles held;
-  for (int i = blockIdx.z; i < g.members; i += gridDim.z) {
-    const DeviceMember m = g.member[i];
-    if (m.layer < t.layer_begin || m.layer >= t.layer_end) continue;
-    const DevicePlane plane = t.planes[m.plane - t.first_plane];
-    DeviceRope rope{};
-    if (m.rope >= 0) rope = batch.ropes[m.rope];
-    if (raw || !MovesByUnits(g, m, rope, batch.all_pairs, dtype, plane.dim_stride)) {
-      for (int w = first; w < wanted * m.head_dim; w += stride) {
-        const int token = t.token_begin + w / m.head_dim;
-        StoreElement(batch, t, s, g, i, number[token], token, w % m.head_dim);
+  for (int i = blockIdx.z; i < g.members;) {
+    i = LoadSlab(g, t.planes, t.first_plane, batch.ropes, batch.all_pairs, dtype, t.layer_begin,
+                 t.layer_end, i, gridDim.z, &slab);
+    const int count = slab.count;
+    if (raw || !slab.by_units) {
+      for (int k = 0; k < count; ++k) {
+        const int member = slab.member[k].number, head_dim = g.member[member].head_dim;
+        for (int w = first; w < wanted * head_dim; w += stride) {
+          const int token = t.token_begin + w / head_dim;
+          StoreElement(batch, t, s, g, member, number[token], token, w % head_dim);
+        }
       }
       continue;
     }
-    uint8_t* const base = plane.data + m.head * plane.head_stride;
-    const int units = m.head_dim / 16;
-    for (int w = first; w < wanted * units; w += stride) {
-      const int token = t.token_begin + w / units;
-      const Unit unit = UnitOf(m.head_dim, rope, w % units);
+    const int head_dim = slab.head_dim, units = head_dim / 16;
+    for (int w = first; count > 0 && w < wanted * units; w += stride) {
+      const int token = t.token_begin + w / units, u = w % units;
       const int n = number[token];
       if (n < 0) {
-        for (int e = 0; e < 8; ++e) {
-          StoreElement(batch, t, s, g, i, n, token, unit.a + e);
-          StoreElement(batch, t, s, g, i, n, token, unit.b + e);
+        for (int k = 0; k < count; ++k) {
+          const MovedMember& m = slab.member[k];
+          const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+          for (int e = 0; e < 8; ++e) {
+            StoreElement(batch, t, s, g, m.number, n, token, unit.a + e);
+            StoreElement(batch, t, s, g, m.number, n, token, unit.b + e);
+          }
         }
         continue;
       }
-      const __half* const x =
-          t.x + static_cast<size_t>(t.column + s.place_of[n]) * g.dimensions + m.offset;
-      const float* const mu = g.mu + m.offset;
-      float a[8], b[8];
-      LoadCoordinates(x + unit.a, mu + unit.a, a);
-      LoadCoordinates(x + unit.b, mu + unit.b, b);
-      const float* const cosines = t.angles + token * batch.all_pairs + rope.first_angle;
-      if (unit.halves) {
-        held.Hold(cosines + unit.a, angles);
+      const __half* const row =
+          t.x + static_cast<size_t>(t.column + s.place_of[n]) * g.dimensions;
+      const float* const cosines = t.angles + token * batch.all_pairs;
+      const int to = token - t.token_begin;
+      const int page_token = t.pages == nullptr ? to : to % t.page_tokens;
+      const int64_t page = t.pages == nullptr ? 0 : t.pages[to / t.page_tokens];
+      const auto load = [&](const MovedMember& m, const Unit& unit, uint4* a, uint4* b) {
+        *a = *reinterpret_cast<const uint4*>(row + m.offset + unit.a);
+        *b = *reinterpret_cast<const uint4*>(row + m.offset + unit.b);
+      };
+      // The next member's coordinates are under way while this one's are worked on.
+      Unit next = UnitOf(head_dim, slab.member[0].style, slab.member[0].pairs, u);
+      uint4 next_a, next_b;
+      load(slab.member[0], next, &next_a, &next_b);
+      for (int k = 0; k < count; ++k) {
+        const MovedMember& m = slab.member[k];
+        const Unit unit = next;
+        const uint4 x_a = next_a, x_b = next_b;
+        if (k + 1 < count) {
+          const MovedMember& later = slab.member[k + 1];
+          next = UnitOf(head_dim, later.style, later.pairs, u);
+          load(later, next, &next_a, &next_b);
+        }
+        float a[8], b[8];
+        AddMean(x_a, m.mu + unit.a, a);
+        AddMean(x_b, m.mu + unit.b, b);
+        const float* const cosine = cosines + m.first_angle;
+        if (unit.halves) {
+          held.Hold(cosine + unit.a, angles);
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const float low = a[e], high = b[e];
-          a[e] = low * held.cosine[e] - high * held.sine[e];
-          b[e] = high * held.cosine[e] + low * held.sine[e];
+          for (int e = 0; e < 8; ++e) {
+            const float low = a[e], high = b[e];
+            a[e] = low * held.cosine[e] - high * held.sine[e];
+            b[e] = high * held.cosine[e] + low * held.sine[e];
+          }
+        } else if (m.style != kRotateHalf) {
+          if (unit.a < 2 * m.pairs) {
+            TurnNeighbours(cosine + unit.a / 2, cosine + angles + unit.a / 2, a);
+          }
+          if (unit.b < 2 * m.pairs) {
+            TurnNeighbours(cosine + unit.b / 2, cosine + angles + unit.b / 2, b);
+          }
         }
-      } else if (rope.style != kRotateHalf) {
-        if (unit.a < 2 * rope.pairs) {
-          TurnNeighbours(cosines + unit.a / 2, cosines + angles + unit.a / 2, a);
-        }
-        if (unit.b < 2 * rope.pairs) {
-          TurnNeighbours(cosines + unit.b / 2, cosines + angles + unit.b / 2, b);
-        }
+        uint8_t* const out = m.base + page + page_token * m.token_stride;
+        StoreEight(dtype, a, out + 2 * unit.a);
+        StoreEight(dtype, b, out + 2 * unit.b);
       }
-      uint8_t* const to = base + TokenOffset(t, plane, token);
-      StoreEight(dtype, a, to + 2 * unit.a);
-      StoreEight(dtype, b, to + 2 * unit.b);
     }
   }
 }
