@@ -229,7 +229,7 @@ cudaError_t LaunchAngles(const AngleBatch& batch, int tokens, cudaStream_t strea
 
 cudaError_t LaunchPrepare(const DecodeBatch& batch, cudaStream_t stream) {
   // Of many tiles, more side by side: their first part is one warp's.
-  const int threads = batch.tile_count >= 1024 ? 128 : kMostPrepareThreads;
+  const int threads = batch.tile_count >= 1024 ? 64 : kMostPrepareThreads;
   KVCASK_LAUNCH(PrepareKernel, batch.tile_count, threads, 0, stream, batch);
   return cudaGetLastError();
 }

@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3) QuantiseKernel(EncodeBatc
     }
     const int sketches = (g.dimensions + 15) / 16 - t.gemm_rows / 16;
     for (int i = part; i < sketches; i += kParts) {
-      const float v = y[(t.gemm_rows + i) * stride + token] * t.y_scale;
+      const float v = y[(t.gemm_rows + i) * stride + token] * t.sketch_scale;
       error += v * v;
     }
   }
@@ -203,9 +203,14 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3) QuantiseKernel(EncodeBatc
     }
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < 32) {  // places without a token have 0
     float loss = 0;
-    for (int i = 0; i < n; ++i) loss += sum[0][i];
+    for (int i = threadIdx.x; i < kMaxTokens; i += 32) loss += sum[0][i];
+    for (int d = 16; d > 0; d /= 2) loss += __shfl_xor_sync(kAll, loss, d);
+    if (threadIdx.x == 0) sum[0][0] = loss;
+  }
+  if (threadIdx.x == 0) {
+    const float loss = sum[0][0];
     const float predicted =
         t.kappa * .5f * loss / static_cast<float>(t.tokens) + t.bf16_floor;
     const int groups = static_cast<int>((start[ranges] + kGroupSymbols - 1) / kGroupSymbols);
@@ -254,7 +259,63 @@ struct Pusher {
   }
 };
 
+// A symbol and what its class makes of it: asked for before the chain of states needs it.
+struct Coming {
+  uint32_t code;        // TableSet::encode(): its frequency is 0 where the symbol is not plain
+  uint32_t multiplier;
+  int symbol;           // class | integer << 8
+};
+constexpr int kSteps = 4;  // of a lane, at a time
+
+__device__ __forceinline__ Coming Ask(const DeviceTables& tables, const uint8_t* shifts,
+                                      int symbol) {
+  const int c = symbol & 255, v = symbol >> 8;
+  if (c == kAbsent || shifts[c] != 0 || v < -127 || v > 127) return {0, 0, symbol};
+  const int at = c * 256 + v + 128;
+  return {__ldg(tables.encode + at), __ldg(tables.multiplier + at), symbol};
+}
+
+// One step of any kind: FORMAT.md 3.3, backwards.
+__device__ __forceinline__ uint32_t FullStep(const DeviceTables& tables, const uint8_t* shifts,
+                                             int symbol, bool mine, int lane, uint32_t x,
+                                             Pusher* words) {
+  const int c = symbol & 255, q = symbol >> 8;
+  const bool there = mine && c != kAbsent;
+  int shift = 0;
+  uint32_t at = 0, e = 0, multiplier = 0;
+  bool escape = false;
+  if (there) {
+    shift = shifts[c];
+    const int v = q >> shift;
+    at = c * 256 + v + 128;
+    escape = v < -127 || v > 127 || ((e = __ldg(tables.encode + at)) & 0x1fff) == 0;
+    if (escape) e = __ldg(tables.encode + (at = c * 256));
+    multiplier = __ldg(tables.multiplier + at);
+  }
+  words->Push(escape, static_cast<uint16_t>(q), lane);
+  const bool shifted = there && shift != 0 && !escape;
+  if (__any_sync(kAll, shifted)) {
+    const bool full = shifted && x >> (28 - shift) != 0;
+    words->Push(full, x & 0xffff, lane);
+    if (full) x >>= 16;
+    if (shifted) x = x << shift | (static_cast<uint32_t>(q) & ((1u << shift) - 1));
+  }
+  const uint32_t f = e & 0x1fff;
+  const bool full = there && x >= f << 16;
+  words->Push(full, x & 0xffff, lane);
+  if (full) x >>= 16;
+  if (there) {
+    const uint32_t d =
+        static_cast<uint32_t>(static_cast<uint64_t>(x) * multiplier >> (28 + (e >> 25)));
+    x = (d << 12) + (x - d * f) + (e >> 13 & 0xfff);
+  }
+  return x;
+}
+
 __global__ void __launch_bounds__(kEncodeWarps * 32) EncodeSegmentsKernel(EncodeBatch batch) {
+  __shared__ uint8_t shifts[kAllTables];
+  if (threadIdx.x < kAllTables) shifts[threadIdx.x] = batch.tables.shift[threadIdx.x];
+  __syncthreads();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int index = blockIdx.x * kEncodeWarps + warp;
   if (index >= batch.tile_count * batch.segments_most) return;
@@ -276,45 +337,56 @@ __global__ void __launch_bounds__(kEncodeWarps * 32) EncodeSegmentsKernel(Encode
   uint32_t x = 1u << 12;
   const bool mine = lane < lanes;
   const DeviceTables& tables = batch.tables;
-  int next_c = kAbsent, next_q = 0;
-  if (mine) {
-    next_c = classes[count - lanes + lane];
-    next_q = symbols[count - lanes + lane];
-  }
-  for (int j = count - lanes; j >= 0; j -= lanes) {
-    const int c = next_c, q = next_q;
-    if (mine && j >= lanes) {
-      next_c = classes[j - lanes + lane];
-      next_q = symbols[j - lanes + lane];
+  // Steps [.., j] downwards; symbols come two rounds, their codes one round ahead of the chain.
+  int far[kSteps];
+  Coming next[kSteps];
+  const auto read = [&](int j) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int at = j - i * lanes;
+      far[i] = mine && at >= 0 ? classes[at + lane] | symbols[at + lane] * 256 : kAbsent;
     }
-    const bool there = mine && c != kAbsent;
-    int shift = 0;
-    uint32_t at = 0, e = 0, multiplier = 0;
-    bool escape = false;
-    if (there) {
-      shift = tables.shift[c];
-      const int v = q >> shift;
-      at = c * 256 + v + 128;
-      escape = v < -127 || v > 127 || ((e = __ldg(tables.encode + at)) & 0x1fff) == 0;
-      if (escape) e = __ldg(tables.encode + (at = c * 256));
-      multiplier = __ldg(tables.multiplier + at);
+  };
+  const auto ask = [&] {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) next[i] = Ask(tables, shifts, far[i]);
+  };
+  read(count - lanes);
+  ask();
+  read(count - (1 + kSteps) * lanes);
+  for (int j = count - lanes; j >= 0; j -= kSteps * lanes) {
+    Coming now[kSteps];
+    bool plain = j >= (kSteps - 1) * lanes && words.cursor + kSteps * 32 <= words.most;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      now[i] = next[i];
+      plain &= !mine || (now[i].code & 0x1fff) != 0;
     }
-    words.Push(escape, static_cast<uint16_t>(q), lane);
-    const bool shifted = there && shift != 0 && !escape;
-    if (__any_sync(kAll, shifted)) {
-      const bool full = shifted && x >> (28 - shift) != 0;
-      words.Push(full, x & 0xffff, lane);
-      if (full) x >>= 16;
-      if (shifted) x = x << shift | (static_cast<uint32_t>(q) & ((1u << shift) - 1));
+    ask();
+    read(j - 2 * kSteps * lanes);
+    if (__all_sync(kAll, plain)) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const uint32_t e = now[i].code, f = e & 0x1fff;
+        const bool full = mine && x >= f << 16;
+        const unsigned mask = __ballot_sync(kAll, full);
+        if (full) {
+          reinterpret_cast<uint16_t*>(words.end)[-static_cast<int>(
+              words.cursor + __popc(mask >> lane))] = static_cast<uint16_t>(x);
+          x >>= 16;
+        }
+        words.cursor += __popc(mask);
+        const uint32_t d = static_cast<uint32_t>(static_cast<uint64_t>(x) * now[i].multiplier >>
+                                                 (28 + (e >> 25)));
+        const uint32_t after = d * (4096 - f) + x + (e >> 13 & 0xfff);
+        x = mine ? after : x;
+      }
+      continue;
     }
-    const uint32_t f = e & 0x1fff;
-    const bool full = there && x >= f << 16;
-    words.Push(full, x & 0xffff, lane);
-    if (full) x >>= 16;
-    if (there) {
-      const uint32_t d =
-          static_cast<uint32_t>(static_cast<uint64_t>(x) * multiplier >> (28 + (e >> 25)));
-      x = (d << 12) + (x - d * f) + (e >> 13 & 0xfff);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (j - i * lanes < 0) break;
+      x = FullStep(tables, shifts, now[i].symbol, mine, lane, x, &words);
     }
   }
   // States: exponents, then mantissas as one bit string (FORMAT.md 3.4). At the scratch's front,

@@ -118,6 +118,9 @@ absl::Status UploadMatrix(absl::Span<const float> m, DeviceMemory* to, float* sc
 struct LoadedGroup {
   DeviceMemory inverse, forward, sketch;  // [D][D], [D][D], [sketch blocks][D] fp16
   float inverse_scale = 1, forward_scale = 1, sketch_scale = 1;
+  // By number of coordinates: those rows of `forward`, then the sketches of the rest, so that one
+  // GEMM makes both. There are as many as the profile has presets.
+  std::map<int, std::unique_ptr<DeviceMemory>> forward_and_sketch;
 };
 
 // Tiles of one group in one batch, side by side in one GEMM.
@@ -184,6 +187,8 @@ class Engine : public FkltCuda {
   absl::Status LoadGroups();
   // Checks one job and fills its description and segments; pointers are set later.
   absl::Status Plan(const DecodeJob& job, size_t index, DecodeTileDesc* tile);
+  // See LoadedGroup::forward_and_sketch.
+  absl::StatusOr<const __half*> ForwardAndSketch(int group, int rows);
   AngleBatch Angles(const AngleDesc* tables, size_t count) const {
     return {tables, static_cast<int>(count),
             reinterpret_cast<const DeviceRope*>(rope_memory_.data()), rope_count_, all_pairs_};
@@ -229,14 +234,15 @@ absl::Status Engine::LoadTables() {
         if (e >> 20 == 0) {  // the first slot of a symbol
           const int v = static_cast<int8_t>(e & 255), n = std::abs(v);
           const float centre = n > 3 ? static_cast<float>(n) : set.centroids()[c * 4 + n];
-          symbols.push_back({static_cast<uint32_t>(s) | (e >> 8 & 4095) << 20,
+          symbols.push_back({static_cast<uint32_t>(s) | (e & 255) << 12 | (e >> 8 & 4095) << 20,
                              v == -128 ? std::numeric_limits<float>::quiet_NaN()
                                        : (v < 0 ? -centre : centre)});
         }
         index[c * kTableSlots + s] = static_cast<uint8_t>(symbols.size() - 1);
       }
-      if (shift[c] == 0 && entry.size() + symbols.size() <= kMostEntries) {
-        class_entries[c] = static_cast<uint32_t>(entry.size() * sizeof(SymbolEntry));
+      if (entry.size() + symbols.size() <= kMostEntries) {
+        class_entries[c] =
+            static_cast<uint32_t>(entry.size() * sizeof(SymbolEntry)) | uint32_t{shift[c]} << 16;
         entry.insert(entry.end(), symbols.begin(), symbols.end());
       }
     }
@@ -366,6 +372,24 @@ absl::Status Engine::LoadGroups() {
   status.Update(Upload(ropes, &rope_memory_));
   status.Update(Upload(groups, &group_memory_));
   return status;
+}
+
+absl::StatusOr<const __half*> Engine::ForwardAndSketch(int group, int rows) {
+  LoadedGroup& g = *groups_[group];
+  std::unique_ptr<DeviceMemory>& memory = g.forward_and_sketch[rows];
+  if (memory == nullptr) {
+    const size_t row_bytes = coders_[group]->dimensions() * sizeof(__half);
+    const int first = rows / 16, blocks = coders_[group]->sketch_blocks() - first;
+    auto fresh = std::make_unique<DeviceMemory>();
+    if (absl::Status s = fresh->Reserve((rows + blocks) * row_bytes); !s.ok()) return s;
+    KVCASK_CUDA(cudaMemcpyAsync(fresh->data(), g.forward.data(), rows * row_bytes,
+                                cudaMemcpyDeviceToDevice, stream_));
+    KVCASK_CUDA(cudaMemcpyAsync(fresh->data() + rows * row_bytes,
+                                g.sketch.data() + first * row_bytes, blocks * row_bytes,
+                                cudaMemcpyDeviceToDevice, stream_));
+    memory = std::move(fresh);
+  }
+  return reinterpret_cast<const __half*>(memory->data());
 }
 
 absl::Status Engine::Plan(const DecodeJob& job, size_t index, DecodeTileDesc* tile) {
@@ -779,6 +803,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     t.y = work.y[t.group];
     t.y_stride = gemms[t.group].columns;
     t.gemm_rows = gemms[t.group].rows;
+    t.sketch_scale = groups_[t.group]->forward_scale / groups_[t.group]->sketch_scale;
     t.scratch = work.scratch + i * segments_most * kSegmentScratch;
     t.segments_most = segments_most;
     t.planes = device.planes + plane;
@@ -817,18 +842,16 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   for (size_t g = 0; g < gemms.size(); ++g) {
     const int columns = gemms[g].columns, d = coders_[g]->dimensions(), rows = gemms[g].rows;
     if (columns == 0) continue;
-    absl::Status status = cublas_->MultiplyByTransposed(
-        stream_, std::min(rows, d), columns, d, 1 / groups_[g]->forward_scale,
-        reinterpret_cast<const __half*>(groups_[g]->forward.data()), work.x[g], work.y[g],
-        columns);
-    const int first = rows / 16, blocks = coders_[g]->sketch_blocks();
-    if (first < blocks) {
-      status.Update(cublas_->MultiplyByTransposed(
-          stream_, blocks - first, columns, d, 1 / groups_[g]->sketch_scale,
-          reinterpret_cast<const __half*>(groups_[g]->sketch.data()) +
-              static_cast<size_t>(first) * d,
-          work.x[g], work.y[g] + static_cast<size_t>(rows) * columns, columns));
+    const int sketches = std::max(0, coders_[g]->sketch_blocks() - rows / 16);
+    const __half* matrix = reinterpret_cast<const __half*>(groups_[g]->forward.data());
+    if (sketches > 0) {
+      auto both = ForwardAndSketch(static_cast<int>(g), rows);
+      if (!both.ok()) return both.status();
+      matrix = *both;
     }
+    absl::Status status = cublas_->MultiplyByTransposed(stream_, std::min(rows, d) + sketches,
+                                                        columns, d, 1 / groups_[g]->forward_scale,
+                                                        matrix, work.x[g], work.y[g], columns);
     if (!status.ok()) return status;
   }
   Mark(3);

@@ -46,7 +46,7 @@ struct DeviceGroup {
 
 // Of one symbol of one class.
 struct alignas(8) SymbolEntry {
-  uint32_t code;  // its first slot | frequency - 1 << 20
+  uint32_t code;  // its first slot | the symbol << 12 | frequency - 1 << 20
   float value;    // in steps; NaN: an escape
 };
 inline constexpr int kMostEntries = 6656;  // in shared memory
@@ -57,8 +57,8 @@ struct DeviceTables {
   const uint32_t* decode;   // [43][4096]: TableSet::decode()
   const uint8_t* index;     // [40][4096]: number of the slot's symbol in its class
   const SymbolEntry* entry; // of the classes that have them, one after another
-  const uint32_t* class_entries;  // [40]: bytes before a class's entries; kNoEntries: it has none,
-                                  // its symbols are shifted or there was no room
+  const uint32_t* class_entries;  // [40]: bytes before a class's entries | shift << 16; kNoEntries:
+                                  // there was no room for them
   int entries;
   const uint8_t* shift;     // [43]
   const float* centroids;   // [43][4]
@@ -151,6 +151,7 @@ struct EncodeTileDesc {
   int y_stride, column;
   int segments_most;
   float y_scale;              // of y as the GEMM left it, to coordinates
+  float sketch_scale;         // the same of its sketches
   float rounding, kappa, bf16_floor, largest_kld;
 };
 

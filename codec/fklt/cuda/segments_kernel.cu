@@ -5,8 +5,8 @@
 // - Tables of all classes are in shared memory, in two parts: which symbol a slot is (a byte), and of
 //   each symbol its frequency, where it begins and its value. Both addresses are the class's begin
 //   with bits of the state.
-// - Where a symbol goes, and its class, depend on its number alone: they are worked out four steps
-//   ahead of the chain.
+// - Where a symbol goes, and its class, depend on its number alone: what they are worked out from is
+//   asked for four steps ahead of the chain.
 // - Words come from a ring in shared memory that is filled 128 words at a time.
 // - Four steps are done as if all symbols were plain. Where one was an escape, the state before them
 //   comes back and they are done again with all that the format has; so are four steps with a class
@@ -37,7 +37,7 @@ struct Words {
   uint32_t ring;         // begins there, in shared memory
   uint32_t cursor;       // of the next word, in bytes
   uint32_t filled;       // up to here they are in the ring, in bytes
-  uint2 next;            // the four of this lane that follow those
+  uint32_t next[4];      // those of this lane that follow; not joined before they are needed
 
   __device__ __forceinline__ uint32_t One(uint32_t i) const {
     return i < size ? at[2 * i] | at[2 * i + 1] << 8 : 0;
@@ -46,10 +46,11 @@ struct Words {
     const uint32_t i = filled / 2 + 4 * lane;
     if (i + 4 <= size && (reinterpret_cast<uintptr_t>(at) & 1) == 0) {
       const uint16_t* const p = reinterpret_cast<const uint16_t*>(at) + i;
-      next = make_uint2(p[0] | static_cast<uint32_t>(p[1]) << 16,
-                        p[2] | static_cast<uint32_t>(p[3]) << 16);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) next[k] = p[k];
     } else {
-      next = make_uint2(One(i) | One(i + 1) << 16, One(i + 2) | One(i + 3) << 16);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) next[k] = One(i + k);
     }
   }
   __device__ void Start(const uint8_t* p, uint32_t words, uint32_t begin, uint32_t ring_at,
@@ -65,7 +66,8 @@ struct Words {
   __device__ __forceinline__ void Fill(uint8_t* shared, int lane) {
     while (static_cast<int>(filled - cursor) < 256) {
       __syncwarp();  // who still reads what goes
-      *reinterpret_cast<uint2*>(shared + ring + ((filled + 8 * lane) & (kRingBytes - 1))) = next;
+      *reinterpret_cast<uint2*>(shared + ring + ((filled + 8 * lane) & (kRingBytes - 1))) =
+          make_uint2(next[0] | next[1] << 16, next[2] | next[3] << 16);
       filled += 256;
       Load(lane);
       __syncwarp();
@@ -105,29 +107,31 @@ struct Walk {
   }
 };
 
+// A symbol on its way: what its class is worked out from, when that has come from memory.
+struct Coming {
+  TilePlace place;
+  int sigma;
+  uint32_t to;
+};
 struct Symbol {
-  uint32_t index;   // its class's slots, in shared memory: class << 12
-  uint32_t entries; // bytes before its class's entries; kNoEntries: not in shared memory
-  uint32_t to;      // of y
+  uint32_t index;    // of its class's slots, in shared memory: class << 12
+  uint32_t entries;  // DeviceTables::class_entries of its class
+  uint32_t to;       // in y
   float scale;
 };
 
-// The walk's next symbol, which must be there.
-__device__ __forceinline__ Symbol Next(Walk* w, const uint32_t* class_entries, uint32_t y_stride,
-                                       uint32_t lanes) {
+// Asks for the walk's next symbol, which must be there.
+__device__ __forceinline__ Coming Ask(Walk* w, uint32_t y_stride, uint32_t lanes) {
   const uint32_t in_range = __umulhi(2 * w->symbol, w->magic);
   const uint32_t place = w->symbol - in_range * w->count;
   const uint32_t row = w->row + in_range;
-  const TilePlace p = w->state->place[place];
-  const int c = max(0, min(kClasses - 1, (5 * w->sigma[row] + p.term) >> 5));
-  Symbol s;
-  s.index = static_cast<uint32_t>(c) << 12;
-  s.entries = class_entries[c];
-  s.to = row * y_stride + place;
-  s.scale = p.step;
   w->symbol += lanes;
   w->Settle();
-  return s;
+  return {w->state->place[place], w->sigma[row], row * y_stride + place};
+}
+__device__ __forceinline__ Symbol Arrived(const Coming& c, const uint32_t* class_entries) {
+  const int number = max(0, min(kClasses - 1, (5 * c.sigma + c.place.term) >> 5));
+  return {static_cast<uint32_t>(number) << 12, class_entries[number], c.to, c.place.step};
 }
 
 __device__ __forceinline__ __half Rounded(float v) {
@@ -154,11 +158,22 @@ __device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables,
                                                     uint32_t x, uint32_t cursor) {
   const uint32_t c = s.index >> 12;
   int v = 0, shift = 0;
+  float value = 0;
   if (there) {
-    const uint32_t e = __ldg(tables.decode + c * kTableSlots + (x & kSlots));
-    x = ((e >> 8 & 4095) + 1) * (x >> 12) + (e >> 20);
-    v = static_cast<int8_t>(e & 255);
-    shift = tables.shift[c];
+    const uint32_t slot = x & kSlots;
+    if (s.entries != kNoEntries) {
+      const SymbolEntry e = *reinterpret_cast<const SymbolEntry*>(
+          shared + kEntriesAt + (s.entries & 0xffff) + shared[s.index | slot] * sizeof(SymbolEntry));
+      x = ((e.code >> 20) + 1) * (x >> 12) + slot - (e.code & 4095);
+      v = static_cast<int8_t>(e.code >> 12);
+      value = e.value;
+      shift = static_cast<int>(s.entries >> 16);
+    } else {
+      const uint32_t e = __ldg(tables.decode + c * kTableSlots + slot);
+      x = ((e >> 8 & 4095) + 1) * (x >> 12) + (e >> 20);
+      v = static_cast<int8_t>(e & 255);
+      shift = tables.shift[c];
+    }
   }
   Take(shared, ring, there && x < 4096, below, &cursor, &x);
   const bool escape = there && v == -128;
@@ -171,11 +186,12 @@ __device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables,
   uint32_t whole = 0;
   Take(shared, ring, escape, below, &cursor, &whole);
   if (escape) v = static_cast<int16_t>(whole & 0xffff);
-  if (there) {
+  if (shift != 0 || escape || s.entries == kNoEntries) {
     const int n = abs(v);
     const float centre = n > 3 ? static_cast<float>(n) : tables.centroids[c * 4 + n];
-    y[s.to] = Rounded((v < 0 ? -centre : centre) * s.scale);
+    value = v < 0 ? -centre : centre;
   }
+  if (there) y[s.to] = Rounded(value * s.scale);
   return make_uint2(x, cursor);
 }
 
@@ -233,15 +249,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     const uint32_t my = mine ? lane : 0;
     Walk walk;
     walk.Start(state, batch.groups[t.group].sigma, s.first + j + my);
-    Symbol next[kSteps] = {};
+    Coming next[kSteps] = {};
     const auto look_ahead = [&](uint32_t from) {
       if (from + kSteps * lanes <= end) {
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) next[i] = Next(&walk, class_entries, stride, lanes);
+        for (int i = 0; i < kSteps; ++i) next[i] = Ask(&walk, stride, lanes);
       } else {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          if (from + i * lanes + my < end) next[i] = Next(&walk, class_entries, stride, lanes);
+          if (from + i * lanes + my < end) next[i] = Ask(&walk, stride, lanes);
         }
       }
     };
@@ -249,14 +265,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     for (; j < end && words.cursor <= 2 * words.size; j += kSteps * lanes) {
       Symbol now[kSteps];
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) now[i] = next[i];
+      for (int i = 0; i < kSteps; ++i) now[i] = Arrived(next[i], class_entries);
       look_ahead(j + kSteps * lanes);
       words.Fill(shared, lane);
       bool plain = j + kSteps * lanes <= end;
       if (plain) {
         bool other = false;
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) other |= now[i].entries == kNoEntries;
+        for (int i = 0; i < kSteps; ++i) other |= now[i].entries > 0xffff;
         plain = !__any_sync(kAll, other && mine);
       }
       if (plain) {
