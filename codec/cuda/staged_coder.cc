@@ -147,6 +147,9 @@ absl::Status StagedCoder::Encode(absl::Span<EncodeJob> jobs) {
     cudaStreamSynchronize(engine_->stream());
     return status;
   }
+  // An engine that leaves all of a batch to the CPU does not wait for its stream, and the copy's memory
+  // is the next batch's.
+  KVCASK_CUDA(cudaStreamSynchronize(engine_->stream()));
   for (size_t k = 0; k < good.size(); ++k) {
     EncodeJob& job = jobs[good[k]];
     job.status = staged[k].status;

@@ -78,6 +78,8 @@ namespace kvcask::emulation {
 void Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
             std::function<void()> thread);
 void Enqueue(cudaStream_t stream, std::function<void()> work);
+// What was enqueued on any stream and has not run.
+int64_t Waiting();
 uint8_t* DynamicShared();
 // From the n-th launch on, every call fails with `error`, as on a device whose context is lost; no
 // launch: cudaSuccess ends that.

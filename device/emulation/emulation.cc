@@ -1,6 +1,7 @@
 #include <ucontext.h>
 
 #include <csetjmp>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -204,7 +205,14 @@ uint8_t* DynamicShared() {
   return p + (16 - reinterpret_cast<uintptr_t>(p) % 16) % 16;
 }
 
+namespace {
+std::atomic<int64_t> waiting{0};
+}  // namespace
+
+int64_t Waiting() { return waiting; }
+
 void Enqueue(cudaStream_t stream, std::function<void()> work) {
+  ++waiting;
   std::lock_guard<std::mutex> lock(stream->mutex);
   stream->work.push_back(std::move(work));
 }
@@ -314,6 +322,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
       stream->work.pop_front();
     }
     if (Alive() == cudaSuccess) work();
+    --kvcask::emulation::waiting;
   }
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {

@@ -255,6 +255,25 @@ TEST(CoderGpuTest, FkltMeetsTheCpuWithGroupsOfEveryKind) {
 }
 
 #ifdef KVCASK_CUDA_EMULATION
+// Its memory is the next batch's, or is let go of for larger one.
+TEST(CoderGpuTest, ABatchThatIsLeftToTheCpuHasNothingUnderWayAfterwards) {
+  std::mt19937 rng(Seed() + 3);
+  const Geometry g = UniformGeometry(1, 2, 32, Rope());
+  fklt::SyntheticOptions options;
+  options.geometry = g;
+  options.partition = fklt::LayerGroups(g, 1);
+  Rig s(CodecId::kFklt, {g, {0, 1, 0, 1, 0, 2}, ParseOrDie(MakeSyntheticProfile(options))});
+  ASSERT_NE(s.gpu, nullptr);
+  TestCache source(g, 0, 1, 50, Dtype::kBf16, Layout::kContiguous);
+  source.FillRandom(rng);
+  absl::Status status;
+  const int64_t before = emulation::Waiting();
+  (void)Encode(*s.gpu, 0, source, PositionsFrom(0, 50), &status);  // with sinks
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(s.state.cpu_tiles, 1u);
+  EXPECT_EQ(emulation::Waiting(), before);
+}
+
 TEST(CoderGpuTest, ADeviceLostInTheMiddleCostsNoJob) {
   std::mt19937 rng(Seed() + 2);
   const Geometry g = UniformGeometry(1, 2, 64, Rope());
