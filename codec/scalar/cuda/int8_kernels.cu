@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kHeaderBytes = 4;
 constexpr int kThreads = 256;
+constexpr int kTogether = 4;  // runs of eight that a thread has under way
 constexpr uint32_t kNonFinite = 0x7f800000, kInfiniteHalf = 0x7c00;
 
 __device__ __forceinline__ int WidthOf(int head_dim) {
@@ -38,71 +39,123 @@ __device__ __forceinline__ void LoadRun(const Int8Tile& t, const DevicePlane& pl
     v[e] = e < count ? LoadAs(t.dtype, row + (at + e) * plane.dim_stride) : 0;
 }
 
+// The scale of a row whose largest magnitude has these bits: as a half, and its inverse. False: there
+// is none.
+__device__ __forceinline__ bool ScaleOf(uint32_t largest, uint32_t* half, float* inverse) {
+  const float quotient = __fdiv_rn(__uint_as_float(largest), 127.0f);
+  *half = __half_as_ushort(__float2half_rn(quotient));
+  if (*half < kInfiniteHalf &&
+      __half2float(__ushort_as_half(static_cast<unsigned short>(*half))) < quotient) {
+    ++*half;
+  }
+  const float scale = __half2float(__ushort_as_half(static_cast<unsigned short>(*half)));
+  *inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
+  return largest < kNonFinite && *half < kInfiniteHalf;
+}
+
+__device__ __forceinline__ void StoreCodes(const float* v, float inverse, int count, uint8_t* to) {
+  uint32_t packed[2] = {0, 0};
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const int code = __float2int_rn(__fmul_rn(v[e], inverse));
+    packed[e / 4] |= static_cast<uint32_t>(code & 255) << (e % 4 * 8);
+  }
+  if (count == 8 && Aligned(to, 4)) {
+    reinterpret_cast<uint32_t*>(to)[0] = packed[0];
+    reinterpret_cast<uint32_t*>(to)[1] = packed[1];
+    return;
+  }
+  for (int e = 0; e < count; ++e) to[e] = static_cast<uint8_t>(packed[e / 4] >> (e % 4 * 8));
+}
+
+__device__ __forceinline__ uint32_t LargestOf(const float* v, uint32_t largest) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) largest = max(largest, __float_as_uint(v[e]) & 0x7fffffffu);
+  return largest;
+}
+// Over the lanes of a row; all lanes of the warp call.
+__device__ __forceinline__ uint32_t LargestOfRow(uint32_t largest, int width) {
+  for (int d = width / 2; d > 0; d /= 2) {
+    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+  }
+  return largest;
+}
+
 __global__ void __launch_bounds__(kThreads) EncodeKernel(const Int8Tile* tiles, int* failed) {
   const Int8Tile& t = tiles[blockIdx.x];
   if (static_cast<int>(blockIdx.y) >= t.head_count) return;
   const Int8Head head = t.heads[blockIdx.y];
   const DevicePlane plane = t.planes[head.plane];
   const uint8_t* const base = plane.data + head.head * plane.head_stride;
-  const int width = WidthOf(head.head_dim);
+  uint8_t* const scales =
+      t.tile + kHeaderBytes + 2 * static_cast<size_t>(head.heads_before) * t.tokens;
+  uint8_t* const codes = t.tile + t.codes + static_cast<size_t>(head.elements_before) * t.tokens;
+  const int tokens = t.tokens, dtype = t.dtype, head_dim = head.head_dim;
+  const int width = WidthOf(head_dim);
   const int lane = threadIdx.x % width, rows = blockDim.x / width;
+  const int mine = static_cast<int>(threadIdx.x) / width;
   bool bad = false;
   // All lanes of a warp go round equally often: they shuffle.
-  for (int first = 0; first < t.tokens; first += rows) {
-    const int token = first + static_cast<int>(threadIdx.x) / width;
-    const bool there = token < t.tokens;
-    const uint8_t* const row = base + (there ? TokenOffset(t, plane, token) : 0);
-    float v[8];
-    uint32_t largest = 0;
-    for (int at = 8 * lane; there && at < head.head_dim; at += 8 * width) {
-      LoadRun(t, plane, row, at, min(8, head.head_dim - at), v);
-      for (int e = 0; e < 8; ++e) largest = max(largest, __float_as_uint(v[e]) & 0x7fffffffu);
-    }
-    for (int d = width / 2; d > 0; d /= 2) {
-      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
-    }
-    if (!there) continue;
-    const float quotient = __fdiv_rn(__uint_as_float(largest), 127.0f);
-    uint32_t half = __half_as_ushort(__float2half_rn(quotient));
-    if (half < kInfiniteHalf &&
-        __half2float(__ushort_as_half(static_cast<unsigned short>(half))) < quotient) {
-      ++half;
-    }
-    if (largest >= kNonFinite || half >= kInfiniteHalf) {
-      bad = true;
-      continue;
-    }
-    const float scale = __half2float(__ushort_as_half(static_cast<unsigned short>(half)));
-    const float inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
-    if (lane == 0) {
-      uint8_t* const to =
-          t.tile + kHeaderBytes + 2 * (static_cast<size_t>(head.heads_before) * t.tokens + token);
-      StoreBits(kBf16, half, to);
-    }
-    uint8_t* const codes = t.tile + t.codes + static_cast<size_t>(head.elements_before) * t.tokens +
-                           static_cast<size_t>(token) * head.head_dim;
-    for (int at = 8 * lane; at < head.head_dim; at += 8 * width) {
-      const int count = min(8, head.head_dim - at);
-      // A row of up to 256 elements is still in registers.
-      if (head.head_dim > 8 * width) LoadRun(t, plane, row, at, count, v);
-      uint32_t packed[2] = {0, 0};
+  if (dtype != kF32 && plane.dim_stride == 2 && head_dim == 8 * width) {
+    for (int first = mine; first - mine < tokens; first += kTogether * rows) {
+      uint4 raw[kTogether];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const int code = __float2int_rn(__fmul_rn(v[e], inverse));
-        packed[e / 4] |= static_cast<uint32_t>(code & 255) << (e % 4 * 8);
+      for (int i = 0; i < kTogether; ++i) {
+        const int token = min(first + i * rows, tokens - 1);
+        raw[i] = BitsOfEight(base + TokenOffset(t, plane, token) + 16 * lane);
       }
-      if (count == 8 && Aligned(codes + at, 4)) {
-        reinterpret_cast<uint32_t*>(codes + at)[0] = packed[0];
-        reinterpret_cast<uint32_t*>(codes + at)[1] = packed[1];
-      } else {
-        for (int e = 0; e < count; ++e) {
-          codes[at + e] = static_cast<uint8_t>(packed[e / 4] >> (e % 4 * 8));
-        }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int token = first + i * rows;
+        float v[8], inverse;
+        UnpackEight(dtype, raw[i], v);
+        uint32_t half;
+        const bool good = ScaleOf(LargestOfRow(LargestOf(v, 0), width), &half, &inverse);
+        bad |= !good;
+        if (token >= tokens || !good) continue;
+        if (lane == 0) StoreBits(kBf16, half, scales + 2 * token);
+        StoreCodes(v, inverse, 8, codes + static_cast<size_t>(token) * head_dim + 8 * lane);
+      }
+    }
+  } else {
+    for (int first = 0; first < tokens; first += rows) {
+      const int token = first + mine;
+      const bool there = token < tokens;
+      const uint8_t* const row = base + (there ? TokenOffset(t, plane, token) : 0);
+      float v[8], inverse;
+      uint32_t largest = 0, half;
+      for (int at = 8 * lane; there && at < head_dim; at += 8 * width) {
+        LoadRun(t, plane, row, at, min(8, head_dim - at), v);
+        largest = LargestOf(v, largest);
+      }
+      const bool good = ScaleOf(LargestOfRow(largest, width), &half, &inverse);
+      if (!there) continue;
+      bad |= !good;
+      if (!good) continue;
+      if (lane == 0) StoreBits(kBf16, half, scales + 2 * token);
+      for (int at = 8 * lane; at < head_dim; at += 8 * width) {
+        const int count = min(8, head_dim - at);
+        // A row of up to 256 elements is still in registers.
+        if (head_dim > 8 * width) LoadRun(t, plane, row, at, count, v);
+        StoreCodes(v, inverse, count, codes + static_cast<size_t>(token) * head_dim + at);
       }
     }
   }
   if (bad) failed[blockIdx.x] = 1;
   if (blockIdx.y == 0 && threadIdx.x < kHeaderBytes) t.tile[threadIdx.x] = threadIdx.x == 0;
+}
+
+// Eight codes, or `count` of them and zeros.
+__device__ __forceinline__ uint2 LoadCodes(const uint8_t* from, int count) {
+  if (count == 8 && Aligned(from, 4)) {
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(from);
+    return make_uint2(words[0], words[1]);
+  }
+  uint32_t packed[2] = {0, 0};
+  for (int e = 0; e < count; ++e) {
+    packed[e / 4] |= static_cast<uint32_t>(from[e]) << (e % 4 * 8);
+  }
+  return make_uint2(packed[0], packed[1]);
 }
 
 __global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, int* failed) {
@@ -118,34 +171,39 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, 
   for (int token = threadIdx.x; token < t.tokens; token += blockDim.x) {
     if (U16(scales + 2 * token) >= kInfiniteHalf) failed[blockIdx.x] = 1;
   }
-  const int runs = (head.head_dim + 7) / 8, wanted = t.token_end - t.token_begin;
-  for (int w = threadIdx.x; w < runs * wanted; w += blockDim.x) {
-    const int to = w / runs, at = w % runs * 8, count = min(8, head.head_dim - at);
-    const int token = t.token_begin + to;
-    const float scale =
-        __half2float(__ushort_as_half(static_cast<unsigned short>(U16(scales + 2 * token))));
-    const uint8_t* const from = codes + static_cast<size_t>(token) * head.head_dim + at;
-    uint32_t packed[2] = {0, 0};
-    if (count == 8 && Aligned(from, 4)) {
-      packed[0] = reinterpret_cast<const uint32_t*>(from)[0];
-      packed[1] = reinterpret_cast<const uint32_t*>(from)[1];
-    } else {
-      for (int e = 0; e < count; ++e) {
-        packed[e / 4] |= static_cast<uint32_t>(from[e]) << (e % 4 * 8);
-      }
-    }
-    float v[8];
+  const int dtype = t.dtype, head_dim = head.head_dim, runs = (head_dim + 7) / 8;
+  const int all = runs * (t.token_end - t.token_begin);
+  // Loads of four runs are under way before the first is stored.
+  for (int first = threadIdx.x; first < all; first += kTogether * blockDim.x) {
+    uint2 packed[kTogether];
+    float scale[kTogether];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int code = static_cast<int8_t>(packed[e / 4] >> (e % 4 * 8) & 255);
-      v[e] = __fmul_rn(static_cast<float>(code), scale);
+    for (int i = 0; i < kTogether; ++i) {
+      const int w = min(first + i * static_cast<int>(blockDim.x), all - 1);
+      const int token = t.token_begin + w / runs, at = w % runs * 8;
+      scale[i] = LoadAs(/*fp16*/ 2, scales + 2 * token);
+      packed[i] =
+          LoadCodes(codes + static_cast<size_t>(token) * head_dim + at, min(8, head_dim - at));
     }
-    uint8_t* const row = base + TokenOffset(t, plane, to);
-    if (count == 8 && t.dtype != kF32 && plane.dim_stride == 2) {
-      StoreEight(t.dtype, v, row + 2 * at);
-    } else {
-      for (int e = 0; e < count; ++e) {
-        StoreBits(t.dtype, BitsAs(t.dtype, v[e]), row + (at + e) * plane.dim_stride);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int w = first + i * static_cast<int>(blockDim.x);
+      if (w >= all) break;
+      const int to = w / runs, at = w % runs * 8, count = min(8, head_dim - at);
+      float v[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int code =
+            static_cast<int8_t>((e < 4 ? packed[i].x : packed[i].y) >> (e % 4 * 8) & 255);
+        v[e] = __fmul_rn(static_cast<float>(code), scale[i]);
+      }
+      uint8_t* const row = base + TokenOffset(t, plane, to);
+      if (count == 8 && dtype != kF32 && plane.dim_stride == 2) {
+        StoreEight(dtype, v, row + 2 * at);
+      } else {
+        for (int e = 0; e < count; ++e) {
+          StoreBits(dtype, BitsAs(dtype, v[e]), row + (at + e) * plane.dim_stride);
+        }
       }
     }
   }
