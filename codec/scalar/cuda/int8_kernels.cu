@@ -173,14 +173,18 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, 
   }
   const int dtype = t.dtype, head_dim = head.head_dim, runs = (head_dim + 7) / 8;
   const int all = runs * (t.token_end - t.token_begin);
+  // w / runs = 2 w * magic >> 32, exactly: there are fewer than 2^21 runs in a page's head.
+  const uint32_t magic = ((1u << 31) + runs - 1) / runs;
   // Loads of four runs are under way before the first is stored.
   for (int first = threadIdx.x; first < all; first += kTogether * blockDim.x) {
     uint2 packed[kTogether];
     float scale[kTogether];
+    int to[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int w = min(first + i * static_cast<int>(blockDim.x), all - 1);
-      const int token = t.token_begin + w / runs, at = w % runs * 8;
+      to[i] = static_cast<int>(__umulhi(2 * w, magic));
+      const int token = t.token_begin + to[i], at = (w - to[i] * runs) * 8;
       scale[i] = LoadAs(/*fp16*/ 2, scales + 2 * token);
       packed[i] =
           LoadCodes(codes + static_cast<size_t>(token) * head_dim + at, min(8, head_dim - at));
@@ -189,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, 
     for (int i = 0; i < kTogether; ++i) {
       const int w = first + i * static_cast<int>(blockDim.x);
       if (w >= all) break;
-      const int to = w / runs, at = w % runs * 8, count = min(8, head_dim - at);
+      const int at = (w - to[i] * runs) * 8, count = min(8, head_dim - at);
       float v[8];
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, 
             static_cast<int8_t>((e < 4 ? packed[i].x : packed[i].y) >> (e % 4 * 8) & 255);
         v[e] = __fmul_rn(static_cast<float>(code), scale[i]);
       }
-      uint8_t* const row = base + TokenOffset(t, plane, to);
+      uint8_t* const row = base + TokenOffset(t, plane, to[i]);
       if (count == 8 && dtype != kF32 && plane.dim_stride == 2) {
         StoreEight(dtype, v, row + 2 * at);
       } else {
