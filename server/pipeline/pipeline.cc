@@ -112,7 +112,13 @@ absl::StatusOr<std::shared_ptr<PutRun>> Pipeline::OpenPut(PutParams params) {
   if (!sliced.ok()) return WithReason(sliced.status(), "SHARD");
   run->shard_geometry_ = *std::move(sliced);
   auto codec = codecs_.Get(*entry, spec, run->geometry_fingerprint_);
-  if (!codec.ok()) return WithReason(codec.status(), "CODEC");
+  if (!codec.ok()) {
+    // Said of the client's own text where it can be: a canonical form has lost its lines.
+    spec.setting = params.quality;
+    const absl::Status own =
+        setting.empty() ? absl::OkStatus() : entry->make(spec).status();
+    return WithReason(own.ok() ? codec.status() : own, "CODEC");
+  }
   run->codec_ = *std::move(codec);
   spec.profile = nullptr;
   spec.setting.clear();

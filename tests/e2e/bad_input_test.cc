@@ -207,14 +207,19 @@ TEST_F(BadInputTest, RunsWithHoles) {
   ExpectRunRefused({}, StatusCode::kInvalidArgument, {"incomplete"});
 }
 
-TEST_F(BadInputTest, NumbersThatInt8CannotHold) {
+TEST_F(BadInputTest, NumbersThatACodecCannotHold) {
   auto [r, bytes] = Good(MakeRectangle(0, 30, 0, 128));
   // Layer 0, V, head 2, token 5, element 9: bf16 NaN.
   const size_t at = ((size_t{1} * 3 + 2) * 128 + 5) * 64 + 9;
   bytes[2 * at] = 0xc0;
   bytes[2 * at + 1] = 0x7f;
-  ExpectRunRefused({{r, bytes}}, StatusCode::kInvalidArgument,
-                   {"layer 0", "V", "head 2", "token 5"}, "int8");
+  for (const char* codec :
+       {"int8", "fp8", "int4", "turbo2", "turbo3", "turbo4", "k8v4", "4bit_nc", "k3v4_nc",
+        "3bit_nc", "kivi2", "kivi4", "d4", "e8", "recipe"}) {
+    SCOPED_TRACE(codec);
+    ExpectRunRefused({{r, bytes}}, StatusCode::kInvalidArgument,
+                     {"layer 0", "V", "head 2", "token 5"}, codec);
+  }
 }
 
 TEST_F(BadInputTest, AChecksumThatIsWrong) {

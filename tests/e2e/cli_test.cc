@@ -110,6 +110,51 @@ TEST_F(CliTest, DiffTellsWhatALossyCodecDid) {
   EXPECT_EQ(Run({"diff", kFile, File("out"), "--max-relative-rms", "0.0001"}).exit_code, 4);
 }
 
+TEST_F(CliTest, ProjectionsFromASampleAreWhatTheStoreHoldsOfIt) {
+  const std::string profile = "examples/smollm2-135m-layer.fklt.profile.safetensors";
+  const json put = RunJson(
+      {"put", kFile, "--session", "s", "--codec", "fklt", "--quality", "compact", "--profile",
+       profile});
+  const json rows = RunJson({"project", "--like", kFile, "--like", kFile, "--profile", profile,
+                             "--codec", "fklt:compact", "--tokens", "256"});
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0]["stored_bytes"], put["stored_bytes"]);
+  EXPECT_EQ(rows[0]["raw_bytes"], put["raw_bytes"]);
+  EXPECT_EQ(rows[0]["interval_one_session_bytes"], 0);  // twice the same
+  EXPECT_EQ(rows[0]["projection"], true);
+  const Output none = Run({"project", "--like", kFile});
+  EXPECT_EQ(none.exit_code, 1);
+  EXPECT_TRUE(absl::StrContains(none.err, "fklt")) << none.err;
+  EXPECT_EQ(Run({"project"}).exit_code, 1);
+}
+
+TEST_F(CliTest, MeansOfACacheAreAProfileThatCodecsTake) {
+  const json made = RunJson({"profile", "means", kFile, "--out", File("means"), "--name", "m"});
+  EXPECT_EQ(made["tokens"], 252);
+  const json plain = RunJson({"put", kFile, "--session", "a", "--codec", "turbo3"});
+  RunJson({"put", kFile, "--session", "b", "--codec", "turbo3", "--profile", File("means")});
+  const auto rms = [&](const std::string& session) {
+    RunJson({"get", "--session", session, "--out", File(session)});
+    return json::parse(Run({"diff", kFile, File(session), "--json"}).out)["streams"]["K"]
+                      ["relative_rms"].get<double>();
+  };
+  EXPECT_LT(rms("b"), .9 * rms("a"));
+  EXPECT_EQ(RunJson({"profile", "ls"})[0]["fingerprint"], made["fingerprint"]);
+}
+
+TEST_F(CliTest, ARecipeInAFileIsPutAndProjectedOrRefusedWithItsLine) {
+  std::ofstream(File("good")) << "# boundary layers as they are\nall: turbo4\nlayers 0 -1: raw\n";
+  std::ofstream(File("bad")) << "all: turbo4\nlayers 0 30: raw\n";
+  const json put =
+      RunJson({"put", kFile, "--session", "s", "--codec", "recipe", "--quality", "@" + File("good")});
+  EXPECT_GT(put["ratio"], 2.5);
+  const Output refused =
+      Run({"put", kFile, "--session", "t", "--codec", "recipe", "--quality", "@" + File("bad")});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_TRUE(absl::StrContains(refused.err, "line 2: layer 30 of a model with 30 layers"))
+      << refused.err;
+}
+
 TEST_F(CliTest, StatLsLookupRm) {
   RunJson({"put", kFile, "--session", "s", "--codec", "int8", "--label", "a=b"});
   const json stat = RunJson({"stat", "--session", "s"});
