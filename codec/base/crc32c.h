@@ -23,4 +23,8 @@ uint32_t Crc32cConcat(uint32_t crc_a, uint32_t crc_b, uint64_t bytes_b);
 // since the checksum reads what the copy has just brought into the cache.
 uint32_t Crc32cCopy(uint8_t* dst, const uint8_t* src, size_t n, uint32_t crc = 0);
 
+// The same, for what nobody reads soon: `dst` is written past the caches (non-temporal stores,
+// where the CPU has them), so that its lines are not fetched first and nothing is pushed out.
+uint32_t Crc32cCopyPastCache(uint8_t* dst, const uint8_t* src, size_t n, uint32_t crc = 0);
+
 }  // namespace kvcask

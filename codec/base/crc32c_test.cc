@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <string>
@@ -52,6 +53,15 @@ TEST(Crc32cTest, EveryWayOfComputingAgreesWithTheBitwiseDefinition) {
     EXPECT_EQ(crc, want);
     EXPECT_EQ(std::memcmp(copy.data(), bytes.data(), n), 0);
     EXPECT_EQ(copy[n], 0xa5) << "wrote past the end";
+    const size_t shift = rng() % 64;  // any place in a cache line
+    std::vector<uint8_t> far(shift + n + 1, 0xa5);
+    crc = Crc32cCopyPastCache(&far[shift], bytes.data(), cut);
+    crc = Crc32cCopyPastCache(&far[shift + cut], bytes.data() + cut, n - cut, crc);
+    EXPECT_EQ(crc, want);
+    EXPECT_EQ(std::memcmp(&far[shift], bytes.data(), n), 0);
+    EXPECT_EQ(far[shift + n], 0xa5) << "wrote past the end";
+    EXPECT_TRUE(std::all_of(far.begin(), far.begin() + shift, [](uint8_t b) { return b == 0xa5; }))
+        << "wrote before the beginning";
   }
 }
 

@@ -41,10 +41,10 @@ class Cursor {
       to += k;
     });
   }
-  // The same, and extends `crc` by them.
-  uint32_t CopyAndSum(uint8_t* to, uint64_t n, uint32_t crc) {
+  // The same, and extends `crc` by them; `copy` is one of crc32c.h's.
+  uint32_t CopyAndSum(decltype(Crc32cCopy)& copy, uint8_t* to, uint64_t n, uint32_t crc) {
     Each(n, [&](const uint8_t* from, uint64_t k) {
-      crc = Crc32cCopy(to, from, k, crc);
+      crc = copy(to, from, k, crc);
       to += k;
     });
     return crc;
@@ -497,12 +497,12 @@ absl::Status PutRun::Take(const RectangleSpec& r,
         Staging::Sum* row_sum = in_place_ ? &st.sums[plane.first_row + h] : nullptr;
         if (row_sum != nullptr && row_sum->summed == from) {
           // One pass for both the payload's sum and the tile's.
-          const uint32_t crc = cursor.CopyAndSum(to, n * row, 0);
+          const uint32_t crc = cursor.CopyAndSum(Crc32cCopyPastCache, to, n * row, 0);
           row_sum->crc32c = Crc32cConcat(row_sum->crc32c, crc, n * row);
           row_sum->summed += n;
           if (crc32c) sum = Crc32cConcat(sum, crc, n * row);
         } else if (crc32c) {
-          sum = cursor.CopyAndSum(to, n * row, sum);
+          sum = cursor.CopyAndSum(Crc32cCopy, to, n * row, sum);
         } else {
           cursor.Copy(to, n * row);
         }
