@@ -30,6 +30,14 @@ uint32_t Extend(uint32_t state, const uint8_t* p, size_t n) {
 }
 
 #ifdef __SSE2__
+// Of the copy past the caches: small, so that the next one's lines are on their way from memory
+// while this one is summed. Half again as fast as 8 KiB without, when the source is cold.
+constexpr size_t kStreamBlock = 2 << 10;
+
+void Prefetch(const uint8_t* p, size_t n) {
+  for (size_t i = 0; i < n; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+}
+
 void CopyPastCache(uint8_t* dst, const uint8_t* src, size_t n) {
   // Whole lines only: half a line written past the caches costs a read of the other half.
   constexpr size_t kLine = 64;
@@ -104,9 +112,11 @@ uint32_t Crc32cCopy(uint8_t* dst, const uint8_t* src, size_t n, uint32_t crc) {
 uint32_t Crc32cCopyPastCache(uint8_t* dst, const uint8_t* src, size_t n, uint32_t crc) {
 #ifdef __SSE2__
   uint32_t state = ~crc;
+  Prefetch(src, std::min(n, kStreamBlock));
   while (n > 0) {
-    const size_t step = std::min(n, kCopyBlock);
-    state = Extend(state, src, step);  // which brings it into the cache
+    const size_t step = std::min(n, kStreamBlock);
+    Prefetch(src + step, std::min(n - step, kStreamBlock));
+    state = Extend(state, src, step);
     CopyPastCache(dst, src, step);
     dst += step;
     src += step;
