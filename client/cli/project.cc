@@ -52,12 +52,17 @@ absl::StatusOr<std::string> ReadText(const std::string& path, size_t limit) {
 }
 
 // A model's config.json, or a geometry (its "layers" is a list).
-absl::StatusOr<Geometry> ReadGeometry(const std::string& path) {
+absl::StatusOr<Geometry> ReadGeometry(const std::string& path, MlaCache mla) {
   auto text = ReadText(path, kMaxModelConfigBytes);
   if (!text.ok()) return text.status();
   const json root = json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  auto geometry = root.is_object() && root.contains("layers") ? GeometryFromJson(*text)
-                                                              : GeometryFromModelConfig(*text);
+  const bool is_geometry = root.is_object() && root.contains("layers");
+  if (is_geometry && mla == MlaCache::kDecompressed) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        Printable(path), ": a geometry already says what is kept; expected a config.json with "
+                         "--decompressed"));
+  }
+  auto geometry = is_geometry ? GeometryFromJson(*text) : GeometryFromModelConfig(*text, mla);
   if (!geometry.ok()) return Annotate(geometry.status(), Printable(path));
   return geometry;
 }
@@ -66,13 +71,14 @@ struct ProjectArgs {
   std::string model, geometry, profile;
   std::vector<std::string> codecs, like;
   std::vector<int64_t> tokens;
-  bool whole = false, open = false, token_ids = false, as_json = false;
+  bool decompressed = false, whole = false, open = false, token_ids = false, as_json = false;
 };
 
 absl::Status RunProject(const ProjectArgs& args) {
   ProjectionSpec spec;
   const std::string& model = args.model.empty() ? args.geometry : args.model;
-  auto geometry = ReadGeometry(model);
+  auto geometry =
+      ReadGeometry(model, args.decompressed ? MlaCache::kDecompressed : MlaCache::kLatent);
   if (!geometry.ok()) return geometry.status();
   spec.model = *std::move(geometry);
   spec.token_ids = args.token_ids;
@@ -358,6 +364,9 @@ void AddProjectCommand(CLI::App* app, Globals* globals) {
                 "with --like, fklt)");
   args->tokens = {2048, 8192, 32768, 131072};
   c->add_option("--tokens", args->tokens, "Repeatable")->check(CLI::PositiveNumber);
+  c->add_flag("--decompressed", args->decompressed,
+              "Of a config.json with latent layers (MLA): keys and values, as engines keep\n"
+              "them that expand the latent");
   c->add_flag("--whole", args->whole,
               "Sliding and chunked layers with all tokens, not the last window alone");
   c->add_flag("--open", args->open, "Not sealed: an incomplete last page stays raw");
@@ -371,7 +380,7 @@ void AddProjectCommand(CLI::App* app, Globals* globals) {
       return absl::InvalidArgumentError("give one of: a model, --geometry, --like");
     }
     if (args->like.empty()) return RunProject(*args);
-    if (args->whole || args->open || args->token_ids) {
+    if (args->decompressed || args->whole || args->open || args->token_ids) {
       return absl::InvalidArgumentError(
           "--like takes its samples as they are: sealed, whole, with the token ids they have");
     }

@@ -27,15 +27,42 @@ TEST(GeometriesTest, AreThoseOfTheModelsConfigs) {
     SCOPED_TRACE(name);
     const auto g = GeometryFromJson(ReadText(entry.path()));
     ASSERT_TRUE(g.ok()) << g.status();
-    const auto want = GeometryFromModelConfig(ReadText("codec/recipe/testdata/configs/" + name));
+    // NAME-decompressed.json: of MLA models, what the latent expands to.
+    const size_t end = name.find("-decompressed.json");
+    const bool decompressed = end != std::string::npos;
+    const std::string model = decompressed ? name.substr(0, end) + ".json" : name;
+    const auto want =
+        GeometryFromModelConfig(ReadText("codec/recipe/testdata/configs/" + model),
+                                decompressed ? MlaCache::kDecompressed : MlaCache::kLatent);
     ASSERT_TRUE(want.ok()) << want.status();
     EXPECT_EQ(DescribeGeometryDifference(*g, *want, "the file", "the config"), "");
   }
-  EXPECT_EQ(files, 10);
+  EXPECT_EQ(files, 12);
 }
 
 // Bytes of one head and token at turbo3: ceil(3 D / 8) + 2 for each vector, and what tiles and
 // chunks add: under 1 %.
+// The documents' turbo3 of DeepSeek-V3.1 and Kimi-K2, 5.19, is of keys of 192 (16 D / (3 D + 16)),
+// not of the latent that is kept.
+TEST(GeometriesTest, LatentsAreATinyPartOfWhatTheyExpandTo) {
+  for (const auto& [name, times] : {std::pair("deepseek-v3.1", 71), std::pair("kimi-k2", 35)}) {
+    ProjectionSpec spec;
+    spec.codec = "turbo3";
+    spec.tokens = 32768;
+    spec.model =
+        *GeometryFromJson(ReadText(std::string("examples/geometries/") + name + ".json"));
+    const auto latent = Project(spec);
+    ASSERT_TRUE(latent.ok()) << latent.status();
+    EXPECT_NEAR(latent->ratio(), 16. * 576 / (3 * 576 + 16), .01);
+    spec.model = *GeometryFromJson(
+        ReadText(std::string("examples/geometries/") + name + "-decompressed.json"));
+    const auto expanded = Project(spec);
+    ASSERT_TRUE(expanded.ok()) << expanded.status();
+    EXPECT_NEAR(expanded->ratio(), 16. * (192 + 128) / (3 * (192 + 128) + 2 * 16), .01);
+    EXPECT_EQ(expanded->raw_bytes / latent->raw_bytes, times) << name;
+  }
+}
+
 TEST(GeometriesTest, ProjectionsAreTheFormulaAndTheFraming) {
   const struct {
     const char* name;

@@ -184,7 +184,7 @@ bool TurnsKeys(const Config& c, int layer) {
 
 }  // namespace
 
-absl::StatusOr<Geometry> GeometryFromModelConfig(absl::string_view text) {
+absl::StatusOr<Geometry> GeometryFromModelConfig(absl::string_view text, MlaCache mla) {
   if (text.size() > kMaxModelConfigBytes) {
     return Bad(text.size(), " bytes; expected at most ", kMaxModelConfigBytes);
   }
@@ -203,12 +203,22 @@ absl::StatusOr<Geometry> GeometryFromModelConfig(absl::string_view text) {
     const int rank = static_cast<int>(c.Int("kv_lora_rank", 1, kMaxHeadDim, std::nullopt));
     const int turned = static_cast<int>(c.Int("qk_rope_head_dim", 0, kMaxHeadDim, 0));
     LayerGeometry layer;
-    layer.kind = LayerKind::kLatent;
-    layer.streams = {{StreamKind::kLatent, 1, rank + turned}};
+    if (mla == MlaCache::kDecompressed) {
+      const int still = static_cast<int>(c.Int("qk_nope_head_dim", 0, kMaxHeadDim, std::nullopt));
+      const int value = static_cast<int>(c.Int("v_head_dim", 1, kMaxHeadDim, std::nullopt));
+      layer.streams = {{StreamKind::kK, static_cast<int>(heads), still + turned},
+                       {StreamKind::kV, static_cast<int>(heads), value}};
+    } else {
+      layer.kind = LayerKind::kLatent;
+      layer.streams = {{StreamKind::kLatent, 1, rank + turned}};
+    }
     g.layers.assign(layers, layer);
     if (!c.status().ok()) return c.status();
     if (absl::Status s = g.Validate(); !s.ok()) return s;
     return g;
+  }
+  if (mla == MlaCache::kDecompressed) {
+    return Bad("no kv_lora_rank, so that nothing is latent and nothing to decompress");
   }
   const int kv_heads = static_cast<int>(c.Int("num_key_value_heads", 1, kMaxHeads, heads));
   int64_t dim = c.Int("head_dim", 1, kMaxHeadDim, 0);

@@ -50,6 +50,32 @@ TEST(LayerPlanTest, FollowsTheConfigsOfRealFamilies) {
   }
 }
 
+// What engines keep that expand the latent before attention: 40960 and 20480 numbers a layer and
+// token instead of 576.
+TEST(LayerPlanTest, LatentLayersDecompressedAreKeysOf192AndValuesOf128) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"deepseek-v3.1", "61 full (K 128 x 192, V 128 x 128)"},
+      {"kimi-k2", "61 full (K 64 x 192, V 64 x 128)"},
+  };
+  for (const auto& [name, want] : cases) {
+    const auto g = GeometryFromModelConfig(ReadFile(name), MlaCache::kDecompressed);
+    ASSERT_TRUE(g.ok()) << name << ": " << g.status();
+    EXPECT_EQ(DescribeLayers(*g), want) << name;
+  }
+  const auto refused = [](const std::string& text) {
+    const auto g = GeometryFromModelConfig(text, MlaCache::kDecompressed);
+    return std::string(g.status().message());
+  };
+  EXPECT_NE(refused(ReadFile("glm-4.6")).find("no kv_lora_rank"), std::string::npos);
+  const std::string half =
+      R"({"num_hidden_layers": 1, "num_attention_heads": 2, "kv_lora_rank": 8)";
+  EXPECT_NE(refused(half + "}").find("qk_nope_head_dim is missing"), std::string::npos);
+  EXPECT_NE(refused(half + R"(, "qk_nope_head_dim": 4})").find("v_head_dim is missing"),
+            std::string::npos);
+  EXPECT_NE(refused(half + R"(, "qk_nope_head_dim": 0, "v_head_dim": 4})"), "")
+      << "keys of no elements";
+}
+
 TEST(LayerPlanTest, SharedLayersPointAtTheLastOfTheirKind) {
   const auto g = GeometryFromModelConfig(ReadFile("gemma-3n-e2b"));
   ASSERT_TRUE(g.ok()) << g.status();

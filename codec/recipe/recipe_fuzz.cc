@@ -49,7 +49,8 @@ void TryRecipe(const std::string& text) {
 }
 
 void TryModel(const std::string& text) {
-  for (const auto& g : {GeometryFromModelConfig(text), GeometryFromJson(text)}) {
+  for (const auto& g : {GeometryFromModelConfig(text), GeometryFromJson(text),
+                        GeometryFromModelConfig(text, MlaCache::kDecompressed)}) {
     if (!g.ok()) continue;
     Check(g->Validate().ok());
     DescribeLayers(*g);

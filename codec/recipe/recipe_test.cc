@@ -3,10 +3,15 @@
 #include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <random>
 
+#include "codec/base/geometry_json.h"
+#include "codec/base/safetensors.h"
+#include "codec/profile/profile.h"
 #include "codec/testing/test_cache.h"
 
 namespace kvcask {
@@ -153,6 +158,134 @@ TEST(RecipeTest, ShippedFilesAreThePresetsAndPlanEveryKindOfModel) {
       EXPECT_TRUE(plan.ok()) << preset.name << ": " << plan.status();
     }
   }
+}
+
+// A cache of six layers through a recipe and back.
+class SwitchesTest : public testing::Test {
+ protected:
+  static constexpr int kTokens = 40;
+  SwitchesTest() : in_(g_, 0, 6, kTokens, Dtype::kBf16, Layout::kContiguous) {
+    std::mt19937 rng(11);
+    in_.FillRandom(rng);
+  }
+  std::shared_ptr<const Profile> ProfileOfMeans(float mean) {
+    std::vector<uint8_t> file;
+    SafetensorsWriter writer([&](absl::Span<const uint8_t> b) {
+      file.insert(file.end(), b.begin(), b.end());
+      return absl::OkStatus();
+    });
+    for (const auto& [key, value] : {std::pair("kvcask.profile", "1"), std::pair("codec", "int8"),
+                                     std::pair("name", "test"), std::pair("model", "test")}) {
+      writer.SetMetadata(key, value);
+    }
+    writer.SetMetadata("geometry", GeometryToJson(g_));
+    const std::vector<float> means(2 * 16, mean);
+    for (int l = 0; l < 6; ++l) {
+      for (const char* stream : {"k", "v"}) {
+        EXPECT_TRUE(writer.Declare(absl::StrCat("mean.0", l, ".", stream), "F32", {2, 16}).ok());
+      }
+    }
+    EXPECT_TRUE(writer.Begin().ok());
+    for (int i = 0; i < 12; ++i) {
+      const auto* p = reinterpret_cast<const uint8_t*>(means.data());
+      EXPECT_TRUE(writer.Write({p, means.size() * 4}).ok());
+    }
+    EXPECT_TRUE(writer.Finish().ok());
+    auto profile = Profile::Parse(file);
+    EXPECT_TRUE(profile.ok()) << profile.status();
+    return *profile;
+  }
+  // Largest error of each plane (K and V of layer 0, of layer 1, ...) over tokens [begin, end).
+  std::vector<double> Errors(const std::string& recipe, int begin, int end, uint32_t first = 0,
+                             std::shared_ptr<const Profile> profile = nullptr) {
+    const CodecSpec spec{g_, {0, 1, 0, 6, 0, 2}, std::move(profile), recipe};
+    auto codec = MakeRecipeCodec(spec);
+    EXPECT_TRUE(codec.ok()) << codec.status();
+    const auto positions = PositionsFrom(first, kTokens);
+    std::vector<double> errors;
+    for (int layer = 0; layer < 6; ++layer) {
+      Workspace workspace;
+      std::vector<uint8_t> tile((*codec)->MaxTileBytes(layer, kTokens, Dtype::kBf16));
+      EncodeJob put;
+      put.group = layer;
+      put.tokens = kTokens;
+      put.source = {Dtype::kBf16, in_.const_view().planes.subspan(2 * layer, 2), {}};
+      put.positions = positions;
+      put.destination = absl::MakeSpan(tile);
+      EXPECT_TRUE((*codec)->Encode({&put, 1}, workspace).ok());
+      EXPECT_TRUE(put.status.ok()) << put.status;
+      TestCache out(g_, layer, layer + 1, kTokens, Dtype::kBf16, Layout::kContiguous);
+      DecodeJob get;
+      get.group = layer;
+      get.tokens = get.token_end = kTokens;
+      get.tile = put.destination.first(put.bytes);
+      get.positions = positions;
+      get.layer_begin = layer;
+      get.layer_end = layer + 1;
+      get.destination = out.view();
+      EXPECT_TRUE((*codec)->Decode({&get, 1}, workspace).ok());
+      EXPECT_TRUE(get.status.ok()) << get.status;
+      for (int p = 0; p < 2; ++p) {
+        double largest = 0;
+        for (int h = 0; h < 2; ++h) {
+          for (int t = begin; t < end; ++t) {
+            for (int d = 0; d < 16; ++d) {
+              largest = std::max<double>(largest, std::abs(out.Get(p, h, t, d) -
+                                                           in_.Get(2 * layer + p, h, t, d)));
+            }
+          }
+        }
+        errors.push_back(largest);
+      }
+    }
+    return errors;
+  }
+  const Geometry g_ = UniformGeometry(6, 2, 16, Rope());
+  TestCache in_;
+};
+
+TEST_F(SwitchesTest, BoundaryLayersAndSingleStreamsComeBackBitExactAndTheOthersDoNot) {
+  const auto boundary = Errors("all: turbo3; layers 0-1 -2--1: raw", 0, kTokens);
+  const auto k_only = Errors("k: turbo4; v: raw", 0, kTokens);
+  const auto v_only = Errors("v-only", 0, kTokens);
+  for (int p = 0; p < 12; ++p) {
+    SCOPED_TRACE(testing::Message() << "plane " << p);
+    const bool inner = p / 2 == 2 || p / 2 == 3;
+    EXPECT_EQ(boundary[p] > 0, inner);
+    EXPECT_EQ(k_only[p] > 0, p % 2 == 0);
+    EXPECT_EQ(v_only[p] > 0, p % 2 == 1);
+  }
+}
+
+TEST_F(SwitchesTest, SinksAreTheFirstPositionsNotTheFirstRows) {
+  const std::string recipe = "all: int2 sinks=4; layers 5: int2";
+  const auto sinks = Errors(recipe, 0, 4), others = Errors(recipe, 4, kTokens);
+  for (int p = 0; p < 12; ++p) {
+    SCOPED_TRACE(testing::Message() << "plane " << p);
+    EXPECT_EQ(sinks[p] > 0, p >= 10) << "layer 5 keeps none";
+    EXPECT_GT(others[p], 0);
+  }
+  for (double error : Errors("all: int2 sinks=4", 0, 3, /*first=*/1)) EXPECT_EQ(error, 0);
+  for (double error : Errors("all: int2 sinks=4", 3, 4, /*first=*/1)) EXPECT_GT(error, 0);
+}
+
+// A mean that the rows do not have: taking it off costs precision where it is done.
+TEST_F(SwitchesTest, MeansAreTakenOffWhereTheRecipeSaysSo) {
+  const auto profile = ProfileOfMeans(1000);
+  const std::string recipe = "all: int4 mean=off; v: int4; layers 0: int4 mean=off";
+  const auto without = Errors(recipe, 8, kTokens), with = Errors(recipe, 8, kTokens, 0, profile);
+  const auto off = Errors("all: turbo4 mean=off", 8, kTokens);
+  const auto still_off = Errors("all: turbo4 mean=off", 8, kTokens, 0, profile);
+  const auto on = Errors("all: turbo4", 8, kTokens, 0, profile);
+  EXPECT_EQ(off, still_off);
+  for (int p = 0; p < 12; ++p) {
+    SCOPED_TRACE(testing::Message() << "plane " << p);
+    EXPECT_GT(on[p], 10 * off[p]);
+    if (p % 2 == 0 || p < 2) {
+      EXPECT_EQ(with[p], without[p]);
+    }
+  }
+  EXPECT_NE(with, without) << "values after layer 0";
 }
 
 TEST(RecipeTest, AShardUsesItsLayersOfThePlan) {
