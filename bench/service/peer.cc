@@ -86,6 +86,10 @@ class KvcaskConnection : public Connection {
     open.set_token_count(static_cast<uint32_t>(run_.tokens()));
     open.clear_token_ids();  // unshared: every block is stored
     open.mutable_codec()->set_profile_fingerprint(peer_->profile_);
+    // The keys are rotated as the example's: a profile is of no use for other positions.
+    for (int t = 0; t < run_.tokens(); ++t) {
+      open.mutable_positions()->add_explicit_(static_cast<uint32_t>(t % Run::kExampleTokens));
+    }
     PutRunOptions options;
     options.message_bytes = kMessageBytes;
     const auto put = client_.PutRun(open, run_.source(), Seal(), options);
@@ -345,7 +349,7 @@ void Die(const std::string& why) {
 
 Run::Run(int tokens) : tokens_(tokens) {
   const ConstKvView view = Example().view();
-  constexpr int kHeads = 3, kExampleTokens = 256, kRow = 64 * 2;
+  constexpr int kHeads = 3, kRow = 64 * 2;
   data_ = std::make_shared<std::vector<uint8_t>>(view.planes.size() * kHeads * kRow *
                                                  static_cast<size_t>(tokens));
   uint8_t* to = data_->data();

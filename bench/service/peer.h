@@ -22,6 +22,7 @@ namespace kvcask::bench {
 // Real KV, dense: the example's 256 tokens, repeated to `tokens`.
 class Run {
  public:
+  static constexpr int kExampleTokens = 256;
   explicit Run(int tokens);
   int tokens() const { return tokens_; }
   uint64_t bytes() const { return data_->size(); }
