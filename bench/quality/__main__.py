@@ -54,6 +54,7 @@ def _parser():
     _codec_options(audit)
     audit.add_argument("--model", help="a GGUF file or a known model's name: for codecs that "
                        "need the model")
+    audit.add_argument("--tokens", type=int, help="compare the first so many alone (default: all)")
     audit.add_argument("--dump", help="folder for originals and decoded, 2-D F32 safetensors")
     audit.set_defaults(run=_audit)
     again = commands.add_parser("report", help="write report.json, .md and .html again")
@@ -239,7 +240,8 @@ def _audit(args):
             for codec in codecs:
                 if hasattr(codec, "bind"):
                     codec.bind(model)
-        print("\n".join(audit.markdown(*audit.audit(args.cache, codecs, args.dump))))
+        print("\n".join(audit.markdown(*audit.audit(args.cache, codecs, args.dump,
+                                                     args.tokens))))
 
 
 def _needles(args):

@@ -62,15 +62,16 @@ def rows(name, clean, decoded):
     return out
 
 
-def audit(path, codecs, dump=None):
+def audit(path, codecs, dump=None, tokens=None):
     """(Rows of all codecs, {codec name: ratio}) on a cache file. dump: a folder for one file a
-    codec, LAYER's and stream's heads and tokens as the rows of one F32 matrix."""
+    codec, LAYER's and stream's heads and tokens as the rows of one F32 matrix. tokens: rows are of
+    the first so many alone, as for a codec that keeps the last ones exact; ratios are of all."""
     stored = cache_files.read(path)
     config, ids = StoredConfig(stored), stored.token_ids.tolist()
     found, ratios = [], {}
     for codec in codecs:
         decoded = codec(config, stored.layers, ids)
-        found += rows(codec.name, stored.layers, decoded.layers)
+        found += rows(codec.name, _first(stored.layers, tokens), _first(decoded.layers, tokens))
         ratios[codec.name] = decoded.raw_bytes / decoded.stored_bytes
         if dump:
             write_matrices(pathlib.Path(dump) / f"{file_name(codec.name)}.safetensors",
@@ -78,6 +79,10 @@ def audit(path, codecs, dump=None):
     if dump:
         write_matrices(pathlib.Path(dump) / "original.safetensors", stored.layers)
     return found, ratios
+
+
+def _first(layers, tokens):
+    return [tuple(x[:, :tokens] for x in layer) for layer in layers]
 
 
 def file_name(codec):
@@ -106,3 +111,22 @@ def markdown(found, ratios):
         for layer, cells in by_layer.items():
             yield f"| {layer} | " + " | ".join(cells.get(n, "") for n in names) + " |"
         yield ""
+    if len(names) > 1:
+        yield f"MSE as a share of {names[0]}'s: median of the layers (least to most), below in"
+        yield ""
+        yield "| codec | K | V |"
+        yield "|---|---|---|"
+        for name in names[1:]:
+            yield f"| {name} | " + " | ".join(_share(found, name, names[0], s) for s in "kv") + " |"
+        yield ""
+
+
+def _share(found, name, base, stream):
+    """One codec's MSE by another's, layer by layer, in words. Of layers that the base keeps
+    exact nothing can be said."""
+    mse = {(r.codec, r.layer): r.mse for r in found if r.stream == stream}
+    shares = [mse[name, layer] / of for (codec, layer), of in mse.items() if codec == base and of]
+    if not shares:
+        return "exact"
+    return (f"{np.median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f}), "
+            f"{sum(x < 1 for x in shares)} of {len(shares)}")

@@ -111,7 +111,20 @@ class HarnessTest(unittest.TestCase):
         changed = [k for k, r in by_key.items() if k[0] == "identity+scaled-value" and r.mse > 0]
         self.assertEqual([k[2] for k in changed], ["v"], "one layer's values and nothing else")
         lines = list(audit.markdown(found, ratios))
-        self.assertEqual(len([x for x in lines if x.startswith("| ")]), 2 * (1 + 3))
+        self.assertEqual(len([x for x in lines if x.startswith("| ")]), 2 * (1 + 3) + 1 + 3)
+        self.assertIn("| reference-int4 | exact | exact |", lines)
+        # Against a codec that has an error, and of the first tokens alone.
+        part, _ = audit.audit(path, codecs[1:3], tokens=5)
+        mse = {(r.codec, r.layer): r.mse for r in part if r.stream == "v"}
+        decoded = safetensors.numpy.load_file(str(self.folder / "reference-int4.safetensors"))
+        shape = clean.cache[1][1].shape
+        error = (decoded["v.01"] - original["v.01"]).astype(np.float64).reshape(shape)[:, :5]
+        self.assertAlmostEqual(mse["reference-int4", 1], (error ** 2).mean(), delta=1e-12)
+        shares = [mse["reference-int4", i] / mse["reference-int8", i] for i in range(3)]
+        line = next(x for x in audit.markdown(part, {c.name: 1.0 for c in codecs[1:3]})
+                    if x.startswith("| reference-int4"))
+        self.assertTrue(line.endswith(
+            f"| {np.median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f}), 0 of 3 |"), line)
 
     def test_k_alone_and_v_alone_replace_only_their_stream(self):
         model = random_model.model("llama")
