@@ -1,7 +1,9 @@
 #include "server/rpc/grpc_server.h"
 
 #include <fcntl.h>
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/grpc.h>
+#include <grpc/support/log.h>
 #include <malloc.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -25,8 +27,24 @@
 #include "server/rpc/services.h"
 
 namespace kvcask {
+namespace {
+
+// Libraries write to stderr as they please: a client that sends names that are not UTF-8 would
+// fill the log with lines that nobody can parse. Such a client is told by its status.
+void LogOfProtobuf(google::protobuf::LogLevel level, const char*, int, const std::string& text) {
+  Log(level == google::protobuf::LOGLEVEL_FATAL ? LogLevel::kError : LogLevel::kDebug, "protobuf",
+      {{"message", text}});
+}
+void LogOfGrpc(gpr_log_func_args* args) {
+  Log(args->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kWarning : LogLevel::kDebug, "grpc",
+      {{"message", args->message}});
+}
+
+}  // namespace
 
 void InitRuntime() {
+  google::protobuf::SetLogHandler(LogOfProtobuf);
+  gpr_set_log_function(LogOfGrpc);
   // All of these: setting one turns off glibc's own adjustment of the others. Without them
   // multi-megabyte buffers go back to the kernel after every message, and the page faults
   // cost more than the transfer. One arena, since the thresholds hold for the main one only:

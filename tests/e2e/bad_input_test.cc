@@ -2,6 +2,8 @@
 // found, what was expected and where; and nothing of it is stored.
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_split.h>
+#include <absl/time/time.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
@@ -253,6 +255,22 @@ TEST_F(BadInputTest, BytesThatAreNoMessage) {
   const grpc::Slice cut(std::string("\x7a\xff\xff\xff\x7f\x0a\x02"));
   ExpectRefused(Send({Message(OpenOf("s", "raw", 0, 128)), grpc::ByteBuffer(&cut, 1)}),
                 StatusCode::kInvalidArgument, {});
+}
+
+TEST_F(BadInputTest, NamesThatAreNotUtf8AreRefusedWithoutALineOfALibraryInTheLog) {
+  v1::PutOpen open = OpenOf("s", "raw", 0, 128);
+  open.mutable_identity()->set_model_id("not UTF-8");
+  v1::PutRequest request;
+  *request.mutable_open() = open;
+  std::string bytes = request.SerializeAsString();
+  bytes.replace(bytes.find("not UTF-8"), 3, "\xff\xfe\xff");
+  const grpc::Slice slice(bytes);
+  ExpectRefused(Send({grpc::ByteBuffer(&slice, 1)}), StatusCode::kInvalidArgument, {});
+  for (absl::string_view line : absl::StrSplit(daemon_.Log(), '\n', absl::SkipEmpty())) {
+    absl::Time time;
+    EXPECT_TRUE(absl::ParseTime(absl::RFC3339_full, line.substr(0, line.find(' ')), &time, nullptr))
+        << line;
+  }
 }
 
 TEST_F(BadInputTest, PayloadLocationsThatAreNotThereYet) {
