@@ -44,15 +44,18 @@ HWY_INLINE float FromHalf(uint16_t h) {
 #endif
 }
 
+// Without branches: which way a number rounds is a coin's toss.
 HWY_INLINE uint16_t HalfNotBelow(float x) {
   const uint16_t h = ToHalf(x);
-  return h < kInfiniteHalf && FromHalf(h) < x ? static_cast<uint16_t>(h + 1) : h;
+  return static_cast<uint16_t>(h + ((h < kInfiniteHalf) & (FromHalf(h) < x)));
 }
 HWY_INLINE uint16_t HalfNotAbove(float x) {
-  uint16_t h = ToHalf(x);
-  if ((h & 0x7fff) == 0) return x < 0 ? 0x8001 : 0;
-  if (IsFiniteHalf(h) && FromHalf(h) > x) h = static_cast<uint16_t>(h & 0x8000 ? h + 1 : h - 1);
-  return h;
+  const uint16_t h = ToHalf(x);
+  // Down: one more of a negative number's magnitude, one less of a positive one's.
+  const int down = static_cast<int>(h >> 15) * 2 - 1;
+  const int moved = h + (IsFiniteHalf(h) & (FromHalf(h) > x)) * down;
+  const int of_zero = x < 0 ? 0x8001 : 0;
+  return static_cast<uint16_t>((h & 0x7fff) == 0 ? of_zero : moved);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -25,7 +25,7 @@ using F = hn::ScalableTag<float>;
 using I32 = hn::RebindToSigned<F>;
 using U8 = hn::Rebind<uint8_t, F>;
 
-void MinMax(const float* x, size_t n, float* low, float* high) {
+HWY_INLINE void MinMax(const float* x, size_t n, float* low, float* high) {
   const F f;
   const size_t lanes = hn::Lanes(f);
   size_t i = 0;
@@ -46,7 +46,7 @@ void MinMax(const float* x, size_t n, float* low, float* high) {
   }
 }
 
-void Quantise(const float* x, size_t n, float zero, float inverse, int largest, uint8_t* q) {
+HWY_INLINE void Quantise(const float* x, size_t n, float zero, float inverse, int largest, uint8_t* q) {
   const F f;
   const I32 d32;
   const U8 d8;
@@ -64,7 +64,7 @@ void Quantise(const float* x, size_t n, float zero, float inverse, int largest, 
   }
 }
 
-void Dequantise(const uint8_t* q, size_t n, float zero, float step, float* x) {
+HWY_INLINE void Dequantise(const uint8_t* q, size_t n, float zero, float step, float* x) {
   const F f;
   const I32 d32;
   const U8 d8;
@@ -78,25 +78,44 @@ void Dequantise(const uint8_t* q, size_t n, float zero, float step, float* x) {
   for (; i < n; ++i) x[i] = static_cast<float>(q[i]) * step + zero;
 }
 
+constexpr size_t kRangesAtOnce = 16;
+
 bool EncodeRows(const UniformRow& shape, const float* x, size_t rows, uint8_t* out) {
   const int largest = (1 << shape.bits) - 1;
   const float levels = static_cast<float>(largest);
   const size_t groups = shape.groups(), n = shape.n;
   uint8_t codes[kMaxUniformRow];
+  struct Range {
+    float low, high;  // then the zero that is stored, and 1 / the scale that is
+  } ranges[kRangesAtOnce];
   for (size_t r = 0; r < rows; ++r, x += n) {
-    for (size_t g = 0; g < groups; ++g, out += 4) {
-      const size_t begin = g * shape.group;
-      const size_t count = std::min<size_t>(shape.group, n - begin);
-      float low, high;
-      MinMax(x + begin, count, &low, &high);
-      const uint16_t zero_half = HalfNotAbove(low);
-      const float zero = FromHalf(zero_half);
-      const uint16_t scale_half = HalfNotBelow((high - zero) / levels);
-      if (!IsFiniteHalf(zero_half) || !IsFiniteHalf(scale_half)) return false;
-      StoreHalf(scale_half, out);
-      StoreHalf(zero_half, out + 2);
-      const float scale = FromHalf(scale_half);
-      Quantise(x + begin, count, zero, scale > 0 ? 1 / scale : 0, largest, codes + begin);
+    for (size_t first = 0; first < groups; first += kRangesAtOnce) {
+      const size_t some = std::min(kRangesAtOnce, groups - first);
+      const auto each = [&](auto f) {
+        for (size_t i = 0; i < some; ++i) {
+          const size_t begin = (first + i) * shape.group;
+          f(ranges[i], begin, std::min<size_t>(shape.group, n - begin));
+        }
+      };
+      each([&](Range& range, size_t begin, size_t count) {
+        MinMax(x + begin, count, &range.low, &range.high);
+      });
+      // A loop of its own: the conversions and divisions of one group hide behind another's.
+      bool finite = true;
+      for (size_t i = 0; i < some; ++i, out += 4) {
+        Range& range = ranges[i];
+        const uint16_t zero = HalfNotAbove(range.low);
+        range.low = FromHalf(zero);
+        const uint16_t scale = HalfNotBelow((range.high - range.low) / levels);
+        finite &= IsFiniteHalf(zero) & IsFiniteHalf(scale);
+        StoreHalf(scale, out);
+        StoreHalf(zero, out + 2);
+        range.high = scale > 0 ? 1 / FromHalf(scale) : 0;
+      }
+      if (!finite) return false;
+      each([&](const Range& range, size_t begin, size_t count) {
+        Quantise(x + begin, count, range.low, range.high, largest, codes + begin);
+      });
     }
     PackBits(codes, n, shape.bits, out);
     out += PackedBytes(n, shape.bits);
