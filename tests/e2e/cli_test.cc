@@ -128,6 +128,18 @@ TEST_F(CliTest, ProjectionsFromASampleAreWhatTheStoreHoldsOfIt) {
   EXPECT_EQ(Run({"project"}).exit_code, 1);
 }
 
+TEST_F(CliTest, AnMlaModelIsProjectedByItsLatentOrByWhatThatExpandsTo) {
+  const std::string config = "codec/recipe/testdata/configs/deepseek-v3.1.json";
+  const auto raw_bytes = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"project", config, "--codec", "raw", "--tokens", "1024"};
+    args.insert(args.end(), more.begin(), more.end());
+    const json rows = RunJson(args);
+    return rows.size() == 1 ? rows[0]["raw_bytes"].get<int64_t>() : 0;
+  };
+  EXPECT_EQ(raw_bytes({}), int64_t{1024} * 61 * (512 + 64) * 2);
+  EXPECT_EQ(raw_bytes({"--decompressed"}), int64_t{1024} * 61 * 128 * (128 + 64 + 128) * 2);
+}
+
 TEST_F(CliTest, MeansOfACacheAreAProfileThatCodecsTake) {
   const json made = RunJson({"profile", "means", kFile, "--out", File("means"), "--name", "m"});
   EXPECT_EQ(made["tokens"], 252);
