@@ -1,11 +1,11 @@
 #include "codec/scalar/cuda/int8_cuda.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
 #include "codec/api/jobs.h"
+#include "codec/cuda/job_batch.h"
 #include "codec/scalar/cuda/int8_kernels.h"
 #include "device/cuda_status.h"
 #include "device/memory.h"
@@ -58,7 +58,7 @@ class Int8Engine : public CudaEngine {
 
   absl::Status StartDecode(absl::Span<DecodeJob> jobs,
                            absl::Span<const uint8_t* const> device_tiles) override {
-    Begin();
+    batch_.Begin();
     for (size_t i = 0; i < jobs.size(); ++i) {
       DecodeJob& job = jobs[i];
       job.status = CheckDecodeJob(geometry_, groups_, job);
@@ -77,43 +77,37 @@ class Int8Engine : public CudaEngine {
       t.token_begin = job.token_begin;
       t.token_end = job.token_end;
       t.codes = static_cast<uint32_t>(codes);
-      if (!device_tiles.empty()) {
-        t.tile = const_cast<uint8_t*>(device_tiles[i]);
-      } else {
-        bytes_ += (job.tile.size() + 15) / 16 * 16;
-      }
-      Add(t, i, job.destination.planes.size(), job.destination.pages.offsets.size());
+      if (!device_tiles.empty()) t.tile = const_cast<uint8_t*>(device_tiles[i]);
+      batch_.AddJob(job.destination, device_tiles.empty() ? job.tile.size() : 0);
+      batch_.Add(t, i);
     }
-    if (tiles_.empty()) return absl::OkStatus();
-    if (absl::Status s = Cut(); !s.ok()) return s;
-    size_t plane = 0, page = 0, byte = 0;
-    for (size_t i = 0; i < tiles_.size(); ++i) {
-      const DecodeJob& job = jobs[job_of_[i]];
-      Point(i, job.destination, &plane, &page);
-      if (!device_tiles.empty()) continue;
-      tiles_[i].tile = device_.bytes + byte;
-      std::memcpy(host_.bytes + byte, job.tile.data(), job.tile.size());
-      byte += (job.tile.size() + 15) / 16 * 16;
+    if (batch_.empty()) return absl::OkStatus();
+    if (absl::Status s = batch_.Cut(); !s.ok()) return s;
+    for (size_t i = 0; i < batch_.size(); ++i) {
+      const DecodeJob& job = jobs[batch_.job_of(i)];
+      Point(i, batch_.Place(job.destination));
+      if (device_tiles.empty()) batch_[i].tile = batch_.PlaceTile(job.tile);
     }
-    if (absl::Status s = Send(); !s.ok()) return s;
-    KVCASK_CUDA(LaunchInt8Decode(device_.tiles, static_cast<int>(tiles_.size()), most_heads_,
-                                 device_.failed, stream_));
-    return Receive();
+    if (absl::Status s = batch_.Send(stream_); !s.ok()) return s;
+    KVCASK_CUDA(LaunchInt8Decode(batch_.device_items(), static_cast<int>(batch_.size()),
+                                 most_heads_, batch_.device_failed(), stream_));
+    return batch_.Receive(stream_);
   }
 
   absl::Status FinishDecode(absl::Span<DecodeJob> jobs) override {
-    if (tiles_.empty()) return absl::OkStatus();
+    if (batch_.empty()) return absl::OkStatus();
     KVCASK_CUDA(cudaStreamSynchronize(stream_));
-    for (size_t i = 0; i < tiles_.size(); ++i) {
-      if (Failed(i)) {
-        jobs[job_of_[i]].status = absl::DataLossError("int8 tile: a scale is not a finite number");
+    for (size_t i = 0; i < batch_.size(); ++i) {
+      if (batch_.Failed(i)) {
+        jobs[batch_.job_of(i)].status =
+            absl::DataLossError("int8 tile: a scale is not a finite number");
       }
     }
     return absl::OkStatus();
   }
 
   absl::Status Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* const> out) override {
-    Begin();
+    batch_.Begin();
     for (size_t i = 0; i < jobs.size(); ++i) {
       EncodeJob& job = jobs[i];
       job.bytes = 0;
@@ -127,21 +121,21 @@ class Int8Engine : public CudaEngine {
       Int8Tile t = TileOf(job.group, job.tokens, job.source.dtype, job.source.pages.page_tokens);
       t.codes = static_cast<uint32_t>(codes);
       t.tile = out[i];
-      Add(t, i, job.source.planes.size(), job.source.pages.offsets.size());
+      batch_.AddJob(job.source);
+      batch_.Add(t, i);
     }
-    if (tiles_.empty()) return absl::OkStatus();
-    if (absl::Status s = Cut(); !s.ok()) return s;
-    size_t plane = 0, page = 0;
-    for (size_t i = 0; i < tiles_.size(); ++i) Point(i, jobs[job_of_[i]].source, &plane, &page);
-    if (absl::Status s = Send(); !s.ok()) return s;
-    KVCASK_CUDA(LaunchInt8Encode(device_.tiles, static_cast<int>(tiles_.size()), most_heads_,
-                                 device_.failed, stream_));
-    if (absl::Status s = Receive(); !s.ok()) return s;
+    if (batch_.empty()) return absl::OkStatus();
+    if (absl::Status s = batch_.Cut(); !s.ok()) return s;
+    for (size_t i = 0; i < batch_.size(); ++i) Point(i, batch_.Place(jobs[batch_.job_of(i)].source));
+    if (absl::Status s = batch_.Send(stream_); !s.ok()) return s;
+    KVCASK_CUDA(LaunchInt8Encode(batch_.device_items(), static_cast<int>(batch_.size()),
+                                 most_heads_, batch_.device_failed(), stream_));
+    if (absl::Status s = batch_.Receive(stream_); !s.ok()) return s;
     KVCASK_CUDA(cudaStreamSynchronize(stream_));
-    for (size_t i = 0; i < tiles_.size(); ++i) {
-      EncodeJob& job = jobs[job_of_[i]];
-      if (Failed(i)) continue;
-      job.bytes = tiles_[i].codes + static_cast<size_t>(of_[job.group].elements) * job.tokens;
+    for (size_t i = 0; i < batch_.size(); ++i) {
+      EncodeJob& job = jobs[batch_.job_of(i)];
+      if (batch_.Failed(i)) continue;
+      job.bytes = batch_[i].codes + static_cast<size_t>(of_[job.group].elements) * job.tokens;
     }
     return absl::OkStatus();
   }
@@ -149,13 +143,6 @@ class Int8Engine : public CudaEngine {
  private:
   struct HeadsOf {
     int first, count, elements;  // of a token
-  };
-  struct Parts {
-    Int8Tile* tiles;
-    DevicePlane* planes;
-    int64_t* pages;
-    int* failed;
-    uint8_t* bytes;
   };
 
   Int8Tile TileOf(int group, int tokens, Dtype dtype, int page_tokens) const {
@@ -167,58 +154,10 @@ class Int8Engine : public CudaEngine {
     t.page_tokens = page_tokens;
     return t;
   }
-  void Begin() {
-    tiles_.clear();
-    job_of_.clear();
-    planes_ = pages_ = bytes_ = 0;
+  void Point(size_t i, const DeviceView& view) {
+    batch_[i].planes = view.planes;
+    batch_[i].pages = view.pages;
   }
-  void Add(const Int8Tile& t, size_t job, size_t planes, size_t pages) {
-    tiles_.push_back(t);
-    job_of_.push_back(job);
-    planes_ += planes;
-    pages_ += pages;
-  }
-  // Memory for the batch, the same on both sides.
-  absl::Status Cut() {
-    auto cut = [&](Cutter c, Parts* parts) {
-      parts->tiles = c.Take<Int8Tile>(tiles_.size());
-      parts->planes = c.Take<DevicePlane>(planes_);
-      parts->pages = c.Take<int64_t>(pages_);
-      parts->failed = c.Take<int>(tiles_.size());
-      parts->bytes = c.Take<uint8_t>(bytes_);
-      return c.used();
-    };
-    used_ = cut(Cutter(), &host_);
-    absl::Status status = staging_.Reserve(used_);
-    status.Update(inputs_.Reserve(used_));
-    if (!status.ok()) return status;
-    cut(Cutter(staging_.data()), &host_);
-    cut(Cutter(inputs_.data()), &device_);
-    return absl::OkStatus();
-  }
-  template <typename View>
-  void Point(size_t i, const View& view, size_t* plane, size_t* page) {
-    tiles_[i].planes = device_.planes + *plane;
-    for (const auto& p : view.planes) {
-      host_.planes[(*plane)++] = {const_cast<uint8_t*>(p.data), p.head_stride, p.token_stride,
-                                  p.dim_stride};
-    }
-    tiles_[i].pages = view.pages.offsets.empty() ? nullptr : device_.pages + *page;
-    for (int64_t offset : view.pages.offsets) host_.pages[(*page)++] = offset;
-  }
-  absl::Status Send() {
-    std::copy(tiles_.begin(), tiles_.end(), host_.tiles);
-    std::fill(host_.failed, host_.failed + tiles_.size(), 0);
-    KVCASK_CUDA(
-        cudaMemcpyAsync(inputs_.data(), staging_.data(), used_, cudaMemcpyHostToDevice, stream_));
-    return absl::OkStatus();
-  }
-  absl::Status Receive() {
-    KVCASK_CUDA(cudaMemcpyAsync(host_.failed, device_.failed, tiles_.size() * sizeof(int),
-                                cudaMemcpyDeviceToHost, stream_));
-    return absl::OkStatus();
-  }
-  bool Failed(size_t i) const { return host_.failed[i] != 0; }
 
   const Geometry geometry_;
   const std::vector<Group> groups_;
@@ -226,14 +165,8 @@ class Int8Engine : public CudaEngine {
   std::vector<HeadsOf> of_;  // of each group
   int most_heads_ = 0;
   cudaStream_t stream_ = nullptr;
-  DeviceMemory table_, inputs_;
-  PinnedMemory staging_;
-
-  // Of the batch under way.
-  std::vector<Int8Tile> tiles_;
-  std::vector<size_t> job_of_;
-  size_t planes_ = 0, pages_ = 0, bytes_ = 0, used_ = 0;
-  Parts host_{}, device_{};
+  DeviceMemory table_;
+  JobBatch<Int8Tile> batch_;  // under way
 };
 
 }  // namespace
