@@ -46,7 +46,7 @@ HWY_INLINE float FromHalf(uint16_t h) {
 
 // Without branches: which way a number rounds is a coin's toss.
 HWY_INLINE uint16_t HalfNotBelow(float x) {
-  const uint16_t h = ToHalf(x);
+  const uint16_t h = ToHalf(x + 0.f);  // -0 becomes 0
   return static_cast<uint16_t>(h + ((h < kInfiniteHalf) & (FromHalf(h) < x)));
 }
 HWY_INLINE uint16_t HalfNotAbove(float x) {

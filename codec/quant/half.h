@@ -16,9 +16,9 @@ inline constexpr uint16_t kInfiniteHalf = 0x7c00;
 // False for infinities and NaN.
 constexpr bool IsFiniteHalf(uint16_t h) { return (h & 0x7fff) < kInfiniteHalf; }
 
-// The smallest half that is at least `x`; infinity when there is none. x >= 0.
+// The smallest half that is at least `x`, never -0; infinity when there is none. x >= 0.
 inline uint16_t HalfAtLeast(float x) {
-  const uint16_t h = FloatToF16(x);
+  const uint16_t h = FloatToF16(x + 0.f);  // -0 becomes 0
   return h < kInfiniteHalf && F16ToFloat(h) < x ? static_cast<uint16_t>(h + 1) : h;
 }
 

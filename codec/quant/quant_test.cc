@@ -75,6 +75,7 @@ TEST(HalfTest, BoundsFromBothSides) {
     ASSERT_LE(high - std::fabs(x), std::fabs(x) * 0x1p-10 + 0x1p-24);
   }
   EXPECT_EQ(HalfAtMost(-0.f), 0);
+  EXPECT_EQ(HalfAtLeast(-0.f), 0);
   EXPECT_EQ(HalfAtMost(-1e-30f), 0x8001);
   EXPECT_FALSE(IsFiniteHalf(HalfAtMost(-70000)));
   EXPECT_EQ(HalfAtLeast(70000), kInfiniteHalf);
@@ -151,6 +152,23 @@ TEST(UniformTest, ErrorsAreWithinHalfAScale) {
     StoreHalf(bad, bytes.data());
     EXPECT_FALSE(DecodeUniformRows(one, bytes.data(), 1, out.data())) << bad << " as a scale";
   }
+}
+
+// A scale of -0 would be none.
+TEST(UniformTest, MinusZerosComeBackAsZeros) {
+  const std::vector<float> minus(32, -0.f);
+  for (const UniformRow& shape : {UniformRow{32, 32, 4}, UniformRow{32, 7, 3}}) {
+    std::vector<uint8_t> bytes(shape.bytes());
+    std::vector<float> back(32, 1);
+    ASSERT_TRUE(EncodeUniformRows(shape, minus.data(), 1, bytes.data()));
+    ASSERT_TRUE(DecodeUniformRows(shape, bytes.data(), 1, back.data()));
+    EXPECT_EQ(back, std::vector<float>(32, 0));
+  }
+  std::vector<uint8_t> bytes(UniformColumnsBytes(4, 8, 2));
+  std::vector<float> back(32, 1);
+  ASSERT_TRUE(EncodeUniformColumns(minus.data(), 4, 8, 2, bytes.data()));
+  ASSERT_TRUE(DecodeUniformColumns(bytes.data(), 4, 8, 2, 0, 4, back.data()));
+  EXPECT_EQ(back, std::vector<float>(32, 0));
 }
 
 }  // namespace
