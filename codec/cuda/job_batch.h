@@ -3,7 +3,8 @@
 // that is the same on either side, with one copy each way. Nothing is allocated once the
 // largest batch was seen.
 //
-//   Begin, (AddJob, Add...)..., Cut, (Place...)..., Send, kernels, Receive, wait for the stream, Failed
+//   Begin, (AddJob, Add...)..., Cut, (Place...)..., Send, kernels, Receive, wait for the stream,
+//   Failed
 //
 // An Item is copied as it is. One thread at a time.
 #pragma once

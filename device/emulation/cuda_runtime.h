@@ -186,6 +186,7 @@ inline float __fadd_rn(float a, float b) {
 }
 inline float __fsub_rn(float a, float b) { return __fadd_rn(a, -b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float v) { return std::sqrt(v); }
 inline int __float2int_rn(float v) { return static_cast<int>(std::lrintf(v)); }
 using std::isfinite;
 using std::max;

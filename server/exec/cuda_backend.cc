@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "codec/cuda/staged_coder.h"
+#include "codec/fixed/cuda/fixed_cuda.h"
 #include "codec/fklt/cuda/fklt_cuda.h"
 #include "codec/scalar/cuda/int8_cuda.h"
 #include "device/cublas.h"
@@ -20,7 +21,9 @@ class CudaBackend : public DeviceBackend {
   explicit CudaBackend(std::string detail) : detail_(std::move(detail)) {}
   std::string name() const override { return "cuda"; }
   std::string detail() const override { return detail_; }
-  bool Codes(CodecId id) const override { return id == CodecId::kFklt || id == CodecId::kInt8; }
+  bool Codes(CodecId id) const override {
+    return id == CodecId::kFklt || id == CodecId::kInt8 || HasFixedEngine(id);
+  }
 
   absl::StatusOr<std::unique_ptr<DeviceCoder>> MakeCoder(const CodecEntry& entry,
                                                          const CodecSpec& spec,
@@ -28,6 +31,7 @@ class CudaBackend : public DeviceBackend {
     absl::StatusOr<std::unique_ptr<CudaEngine>> engine = std::unique_ptr<CudaEngine>();
     if (entry.id == CodecId::kFklt) engine = fklt::MakeFkltEngine(spec);
     if (entry.id == CodecId::kInt8) engine = MakeInt8Engine(spec);
+    if (HasFixedEngine(entry.id)) engine = MakeFixedEngine(entry.id, spec);
     if (!engine.ok()) return engine.status();
     if (*engine == nullptr) return std::unique_ptr<DeviceCoder>();
     return MakeStagedCoder(*std::move(engine), cpu);
