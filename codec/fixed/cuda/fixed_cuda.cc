@@ -1,10 +1,10 @@
 #include "codec/fixed/cuda/fixed_cuda.h"
 
 #include <absl/strings/str_cat.h>
+#include <absl/types/span.h>
 
 #include <algorithm>
 #include <map>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -92,6 +92,16 @@ class FixedEngine : public CudaEngine {
     const size_t bytes = tables.size() * sizeof(TurboTable);
     if (absl::Status s = tables_.Reserve(bytes + 1); !s.ok()) return s;
     KVCASK_CUDA(cudaMemcpy(tables_.data(), tables.data(), bytes, cudaMemcpyHostToDevice));
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      std::vector<uint8_t> specs;
+      for (const PlaneInfo& p : planes_[g]) {
+        specs.resize(specs.size() + kFixedSpecBytes);
+        WriteCoderSpec(p.kind == StreamKind::kK ? preset_.key : preset_.value,
+                       &specs[specs.size() - kFixedSpecBytes]);
+      }
+      encode_plans_.push_back(MakePlan(static_cast<int>(g), specs));
+    }
+    decode_plans_ = encode_plans_;
     return absl::OkStatus();
   }
 
@@ -113,11 +123,21 @@ class FixedEngine : public CudaEngine {
   absl::Status Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* const> out) override;
 
  private:
-  // Each stream of a tile: kernels and row bytes. Returns the tile's bytes; 0: left to the CPU.
-  template <typename SpecOf>
-  size_t PlanTile(int group, int tokens, SpecOf spec_of);
-  // The group's streams as planned, to the batch. Bodies follow each other.
-  void AddStreams(int group, const FixedStream& common, size_t job);
+  // What does not change from tile to tile of a group whose streams are coded in one way.
+  struct Plan {
+    std::vector<uint8_t> specs;        // the streams' specs, as a tile has them
+    std::vector<FixedStream> streams;  // all but what depends on the job; body: bytes before it
+                                       // of one token
+    size_t token_bytes = 0;            // 0: left to the CPU
+    size_t Bytes(int tokens) const {
+      return token_bytes == 0 ? 0 : kFixedHeaderBytes + specs.size() + token_bytes * tokens;
+    }
+  };
+  Plan MakePlan(int group, absl::Span<const uint8_t> specs) const;
+  // Of what a tile says of its streams. Tiles of one recipe follow each other.
+  const Plan& PlanOf(int group, absl::Span<const uint8_t> tile);
+  // The streams of a tile to the batch.
+  void AddStreams(const Plan& plan, const FixedStream& job_part, size_t job);
   // The views of jobs to their streams, then all to the device.
   template <typename Job, typename ViewOf>
   absl::Status Send(absl::Span<Job> jobs, ViewOf view_of, bool with_tiles);
@@ -132,41 +152,56 @@ class FixedEngine : public CudaEngine {
   cudaStream_t stream_ = nullptr;
   DeviceMemory tables_;
 
-  std::vector<FixedCoder> plan_;  // of the tile at hand
-  JobBatch<FixedStream> batch_;   // under way
+  std::vector<Plan> encode_plans_;  // of each group
+  std::vector<Plan> decode_plans_;  // of each group: of the tile that came last
+  JobBatch<FixedStream> batch_;     // under way
 };
 
-template <typename SpecOf>
-size_t FixedEngine::PlanTile(int group, int tokens, SpecOf spec_of) {
-  plan_.clear();
-  size_t bytes = kFixedHeaderBytes + planes_[group].size() * kFixedSpecBytes;
+FixedEngine::Plan FixedEngine::MakePlan(int group, absl::Span<const uint8_t> specs) const {
+  Plan plan;
+  plan.specs.assign(specs.begin(), specs.end());
   for (size_t p = 0; p < planes_[group].size(); ++p) {
     const PlaneInfo& plane = planes_[group][p];
-    plan_.push_back(KernelsOf(spec_of(p)));
-    if (plan_.back() == kNoCoder) return 0;
-    bytes += RowBytes(plan_.back(), plane.head_dim) * plane.heads * tokens;
-  }
-  return bytes;
-}
-
-void FixedEngine::AddStreams(int group, const FixedStream& common, size_t job) {
-  FixedStream s = common;
-  s.body = kFixedHeaderBytes + planes_[group].size() * kFixedSpecBytes;
-  for (size_t p = 0; p < planes_[group].size(); ++p) {
-    const PlaneInfo& plane = planes_[group][p];
+    const absl::StatusOr<CoderSpec> spec = ReadCoderSpec(&specs[p * kFixedSpecBytes]);
+    const FixedCoder coder = spec.ok() ? KernelsOf(*spec) : kNoCoder;
+    if (coder == kNoCoder) return Plan{plan.specs, {}, 0};
+    FixedStream s{};
+    s.body = plan.token_bytes;
+    s.coder = coder;
     s.index = static_cast<int>(p);
-    s.coder = plan_[p];
     s.heads = plane.heads;
     s.head_dim = plane.head_dim;
-    s.row_bytes = static_cast<int>(RowBytes(plan_[p], plane.head_dim));
-    s.table = nullptr;
-    if (s.coder != kInt4Coder) {
-      s.table =
-          reinterpret_cast<const TurboTable*>(tables_.data()) + table_of_.at({s.coder, s.head_dim});
+    s.row_bytes = static_cast<int>(RowBytes(coder, plane.head_dim));
+    if (coder != kInt4Coder) {
+      s.table = reinterpret_cast<const TurboTable*>(tables_.data()) +
+                table_of_.at({coder, plane.head_dim});
     }
-    WriteCoderSpec(plane.kind == StreamKind::kK ? preset_.key : preset_.value, s.spec);
+    std::copy_n(&specs[p * kFixedSpecBytes], kFixedSpecBytes, s.spec);
+    plan.streams.push_back(s);
+    plan.token_bytes += static_cast<size_t>(s.row_bytes) * s.heads;
+  }
+  return plan;
+}
+
+const FixedEngine::Plan& FixedEngine::PlanOf(int group, absl::Span<const uint8_t> tile) {
+  Plan& plan = decode_plans_[group];
+  const size_t bytes = planes_[group].size() * kFixedSpecBytes;
+  const absl::Span<const uint8_t> specs = tile.subspan(kFixedHeaderBytes, bytes);
+  if (specs != absl::MakeConstSpan(plan.specs)) plan = MakePlan(group, specs);
+  return plan;
+}
+
+void FixedEngine::AddStreams(const Plan& plan, const FixedStream& job_part, size_t job) {
+  for (const FixedStream& of_plan : plan.streams) {
+    FixedStream s = of_plan;
+    s.tile = job_part.tile;
+    s.body = kFixedHeaderBytes + plan.specs.size() + of_plan.body * job_part.tokens;
+    s.tokens = job_part.tokens;
+    s.page_tokens = job_part.page_tokens;
+    s.dtype = job_part.dtype;
+    s.token_begin = job_part.token_begin;
+    s.token_end = job_part.token_end;
     batch_.Add(s, job);
-    s.body += static_cast<size_t>(s.row_bytes) * s.heads * s.tokens;
   }
 }
 
@@ -197,20 +232,31 @@ absl::Status FixedEngine::Send(absl::Span<Job> jobs, ViewOf view_of, bool with_t
 
 absl::Status FixedEngine::Launch(cudaError_t (*int4)(const FixedLaunch&),
                                  cudaError_t (*turbo)(const FixedLaunch&, int, int, bool)) {
-  // By coder and, of turbo, head_dim and width: the most heads. Mostly there is one.
-  std::map<std::tuple<int, int, bool>, int> heads_of;
+  struct Kind {
+    int coder, head_dim;
+    bool wide;
+    int heads;  // at most
+  };
+  std::vector<Kind> kinds;  // mostly there is one
   for (size_t i = 0; i < batch_.size(); ++i) {
     const FixedStream& s = batch_[i];
-    int& heads = s.coder == kInt4Coder ? heads_of[{kInt4Coder, 0, false}]
-                                       : heads_of[{s.coder, s.head_dim, s.wide}];
-    heads = std::max(heads, s.heads);
+    const bool int4 = s.coder == kInt4Coder;  // its kernels take any head_dim and width
+    const Kind kind{s.coder, int4 ? 0 : s.head_dim, !int4 && s.wide, s.heads};
+    const auto same = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) {
+      return k.coder == kind.coder && k.head_dim == kind.head_dim && k.wide == kind.wide;
+    });
+    if (same == kinds.end()) {
+      kinds.push_back(kind);
+    } else {
+      same->heads = std::max(same->heads, kind.heads);
+    }
   }
   FixedLaunch launch{batch_.device_items(), static_cast<int>(batch_.size()), 0,
                      batch_.device_failed(), stream_};
-  for (const auto& [key, heads] : heads_of) {
-    const auto [coder, head_dim, wide] = key;
-    launch.heads = heads;
-    KVCASK_CUDA(coder == kInt4Coder ? int4(launch) : turbo(launch, coder, head_dim, wide));
+  for (const Kind& kind : kinds) {
+    launch.heads = kind.heads;
+    KVCASK_CUDA(kind.coder == kInt4Coder ? int4(launch)
+                                         : turbo(launch, kind.coder, kind.head_dim, kind.wide));
   }
   return batch_.Receive(stream_);
 }
@@ -225,12 +271,9 @@ absl::Status FixedEngine::StartDecode(absl::Span<DecodeJob> jobs,
     const absl::Span<const uint8_t> tile = job.tile;
     const LayerGeometry& layer = geometry_.layers[groups_[job.group].layer_begin];
     const size_t fixed = kFixedHeaderBytes + planes_[job.group].size() * kFixedSpecBytes;
-    const size_t bytes = tile.size() < fixed ? 0 : PlanTile(job.group, job.tokens, [&](size_t p) {
-      const auto spec = ReadCoderSpec(&tile[kFixedHeaderBytes + p * kFixedSpecBytes]);
-      return spec.ok() ? *spec : CoderSpec();
-    });
-    if (bytes == 0 || tile.size() != bytes || tile[0] != kCodedForm || tile[1] != 0 ||
-        tile[2] != 0 || tile[3] != 0 ||
+    const Plan* const plan = tile.size() < fixed ? nullptr : &PlanOf(job.group, tile);
+    if (plan == nullptr || plan->token_bytes == 0 || tile.size() != plan->Bytes(job.tokens) ||
+        tile[0] != kCodedForm || tile[1] != 0 || tile[2] != 0 || tile[3] != 0 ||
         (job.position_offset != 0 && layer.rope.style != RopeStyle::kNone)) {
       job.status = absl::UnimplementedError("codec/fixed on a GPU: left to the CPU");
       continue;
@@ -244,7 +287,7 @@ absl::Status FixedEngine::StartDecode(absl::Span<DecodeJob> jobs,
     common.token_end = job.token_end;
     if (!device_tiles.empty()) common.tile = const_cast<uint8_t*>(device_tiles[i]);
     batch_.AddJob(job.destination, device_tiles.empty() ? tile.size() : 0);
-    AddStreams(job.group, common, i);
+    AddStreams(*plan, common, i);
   }
   if (batch_.empty()) return absl::OkStatus();
   absl::Status status = Send(
@@ -273,21 +316,20 @@ absl::Status FixedEngine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t*
     job.certificate = {};
     job.status = CheckEncodeJob(geometry_, groups_, job, 0);
     if (!job.status.ok()) continue;
+    const Plan& plan = encode_plans_[job.group];
     size_t raw = kFixedHeaderBytes;
     for (const PlaneInfo& p : planes_[job.group]) {
       raw += DtypeSize(job.source.dtype) * job.tokens * p.heads * p.head_dim;
     }
-    const size_t bytes = PlanTile(job.group, job.tokens, [&](size_t p) {
-      return planes_[job.group][p].kind == StreamKind::kK ? preset_.key : preset_.value;
-    });
-    if (bytes == 0 || bytes >= raw) continue;
+    const size_t bytes = plan.Bytes(job.tokens);
+    if (bytes >= raw) continue;
     FixedStream common{};
     common.tokens = job.tokens;
     common.page_tokens = job.source.pages.page_tokens;
     common.dtype = static_cast<int>(job.source.dtype);
     common.tile = out[i];
     batch_.AddJob(job.source);
-    AddStreams(job.group, common, i);
+    AddStreams(plan, common, i);
     job.bytes = bytes;
   }
   if (batch_.empty()) return absl::OkStatus();
