@@ -79,14 +79,14 @@ absl::Status Cublas::MultiplyTransposed(cudaStream_t stream, int tokens, int col
 }
 
 absl::Status Cublas::MultiplyByTransposed(cudaStream_t stream, int rows, int tokens, int columns,
-                                          float alpha, const __half* m, const __half* x, float* y,
+                                          float alpha, const __half* m, const __half* x, __half* y,
                                           int y_stride) {
   if (tokens == 0 || rows == 0) return absl::OkStatus();
   const cublasHandle_t handle = static_cast<cublasHandle_t>(handle_);
   const float zero = 0;
   if (absl::Status s = BlasStatus(f_->set_stream(handle, stream), "stream"); !s.ok()) return s;
   return BlasStatus(f_->gemm(handle, CUBLAS_OP_T, CUBLAS_OP_N, tokens, rows, columns, &alpha, x,
-                             CUDA_R_16F, columns, m, CUDA_R_16F, columns, &zero, y, CUDA_R_32F,
+                             CUDA_R_16F, columns, m, CUDA_R_16F, columns, &zero, y, CUDA_R_16F,
                              y_stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                     "gemm");
 }

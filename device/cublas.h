@@ -24,9 +24,9 @@ class Cublas {
   absl::Status MultiplyTransposed(cudaStream_t stream, int tokens, int columns, int rows,
                                   float alpha, const __half* y, int y_stride, const __half* m,
                                   __half* x);
-  // y [rows][y_stride] = alpha m x^T: m [rows][columns], x [tokens][columns]; y in fp32.
+  // y [rows][y_stride] = alpha m x^T: m [rows][columns], x [tokens][columns]; as above.
   absl::Status MultiplyByTransposed(cudaStream_t stream, int rows, int tokens, int columns,
-                                    float alpha, const __half* m, const __half* x, float* y,
+                                    float alpha, const __half* m, const __half* x, __half* y,
                                     int y_stride);
 
  private:

@@ -37,7 +37,7 @@ absl::Status Cublas::MultiplyTransposed(cudaStream_t stream, int tokens, int col
 }
 
 absl::Status Cublas::MultiplyByTransposed(cudaStream_t stream, int rows, int tokens, int columns,
-                                          float alpha, const __half* m, const __half* x, float* y,
+                                          float alpha, const __half* m, const __half* x, __half* y,
                                           int y_stride) {
   emulation::Enqueue(stream, [=] {
     std::vector<float> a(static_cast<size_t>(rows) * columns), b(columns);
@@ -49,7 +49,7 @@ absl::Status Cublas::MultiplyByTransposed(cudaStream_t stream, int rows, int tok
       for (int r = 0; r < rows; ++r) {
         float sum = 0;
         for (int c = 0; c < columns; ++c) sum += a[static_cast<size_t>(r) * columns + c] * b[c];
-        y[static_cast<size_t>(r) * y_stride + t] = alpha * sum;
+        y[static_cast<size_t>(r) * y_stride + t] = __float2half_rn(alpha * sum);
       }
     }
   });

@@ -184,6 +184,12 @@ inline float __fadd_rn(float a, float b) {
   volatile float r = a + b;
   return r;
 }
+// Towards zero. The sum of two floats' doubles is exact where their exponents are near.
+inline float __fadd_rz(float a, float b) {
+  const double exact = static_cast<double>(a) + static_cast<double>(b);
+  const float r = static_cast<float>(exact);
+  return std::fabs(static_cast<double>(r)) > std::fabs(exact) ? std::nextafter(r, 0.0f) : r;
+}
 inline float __fsub_rn(float a, float b) { return __fadd_rn(a, -b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float v) { return std::sqrt(v); }

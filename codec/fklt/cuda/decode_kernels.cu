@@ -9,6 +9,7 @@ namespace {
 
 constexpr unsigned kAll = kAllOfWarp;
 constexpr int kMostPrepareThreads = 512;
+constexpr float kLargestPlainStep = 65504.0f / 127;
 
 // The words of one segment, read ahead: 128 of them in registers, four a lane.
 struct Words {
@@ -76,6 +77,7 @@ __global__ void AnglesKernel(const AngleBatch batch) {
 __device__ uint32_t Arrange(const DecodeTileDesc& t, const DeviceGroup& g, const int8_t* classes,
                             int lane, TileState* s) {
   const int n = t.coded;
+  bool coarse = false;
   int step_class[4];
   for (int i = 0; i < 4; ++i) {
     step_class[i] = lane + 32 * i < n ? classes[n + lane + 32 * i] : -128;
@@ -92,7 +94,9 @@ __device__ uint32_t Arrange(const DecodeTileDesc& t, const DeviceGroup& g, const
         const int place = before + __popc(mask & ((1u << lane) - 1));
         s->place_of[token] = static_cast<uint8_t>(place);
         // CoordinateClass is (5 sigma + term) >> 5, within bounds.
-        s->place[place] = {StepOf(t.step_exponent, k) * t.y_scale,
+        const float step = StepOf(t.step_exponent, k) * t.y_scale;
+        coarse |= !(step <= kLargestPlainStep);
+        s->place[place] = {step,
                            5 * (TokenTerm(classes[token], k) + RowTerm(0, t.step_exponent)) + 528};
       }
       before += __popc(mask);
@@ -125,7 +129,9 @@ __device__ uint32_t Arrange(const DecodeTileDesc& t, const DeviceGroup& g, const
     symbols += here;
     from = to;
   }
+  coarse = __any_sync(kAll, coarse);
   if (lane == 0) {
+    s->coarse = coarse;
     s->range[ranges] = {0, 0, static_cast<uint16_t>(from), 0};
     s->first_symbol = first;
     s->symbols = symbols;

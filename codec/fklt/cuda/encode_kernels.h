@@ -17,8 +17,8 @@ struct EncodeBatch {
   int sinks;  // positions below are
   DeviceTables tables;
   EncodeState* states;
-  uint8_t* classes;
-  int16_t* symbols;
+  uint16_t* symbols;  // of all tiles: plan.h's kEncodeEntries says what they are
+  int16_t* integers;  // where a symbol has no byte
   uint32_t* segment_bytes;  // [tile_count][segments_most]
   int segments_most;
 };
@@ -29,7 +29,7 @@ cudaError_t LaunchGather(const EncodeBatch& batch, int tokens, int head_dim, int
                          cudaStream_t stream);
 // Token classes, integers, certificate, header. A block for a tile.
 cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream);
-// rANS, last symbol first: a warp a segment.
+// rANS, last symbol first: a warp a segment. Bound as LaunchSegments.
 cudaError_t LaunchEncodeSegments(const EncodeBatch& batch, cudaStream_t stream);
 // Segments one after another into the tile. A block for a tile.
 cudaError_t LaunchAssemble(const EncodeBatch& batch, cudaStream_t stream);

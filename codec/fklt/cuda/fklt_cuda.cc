@@ -234,28 +234,39 @@ absl::Status Engine::LoadTables() {
         if (e >> 20 == 0) {  // the first slot of a symbol
           const int v = static_cast<int8_t>(e & 255), n = std::abs(v);
           const float centre = n > 3 ? static_cast<float>(n) : set.centroids()[c * 4 + n];
-          symbols.push_back({static_cast<uint32_t>(s) | (e & 255) << 12 | (e >> 8 & 4095) << 20,
-                             v == -128 ? std::numeric_limits<float>::quiet_NaN()
-                                       : (v < 0 ? -centre : centre)});
+          const bool plain = v != -128 && shift[c] == 0;
+          float value = v < 0 ? -centre : centre;
+          const uint32_t nan = 0x7fc00000u | (e & 255);
+          if (!plain) std::memcpy(&value, &nan, sizeof(value));
+          symbols.push_back({s | (static_cast<int>(e >> 8 & 4095) - 4095) * 4096, value});
         }
         index[c * kTableSlots + s] = static_cast<uint8_t>(symbols.size() - 1);
       }
       if (entry.size() + symbols.size() <= kMostEntries) {
-        class_entries[c] =
-            static_cast<uint32_t>(entry.size() * sizeof(SymbolEntry)) | uint32_t{shift[c]} << 16;
+        class_entries[c] = static_cast<uint32_t>(entry.size() * sizeof(SymbolEntry));
         entry.insert(entry.end(), symbols.begin(), symbols.end());
       }
     }
     entry.resize((entry.size() + 1) / 2 * 2);  // 16 bytes at a time
+    std::vector<uint2> encode_entry(kEncodeEntries);
+    for (int i = 0; i < kEncodeEntries; ++i) {
+      const uint32_t e = set.encode()[i], f = e & 0x1fff;
+      const bool plain = f != 0 && i % 256 != 0 && shift[i / 256] == 0;
+      encode_entry[i] = plain ? make_uint2(f << 16 | (e >> 25 & 15) << 12 | (e >> 13 & 4095),
+                                           set.multiplier()[i] << 3)
+                              : make_uint2(1u << 31, 0);
+    }
     auto memory = std::make_unique<DeviceMemory>();
     DeviceTables t{};
     uint8_t *p_index, *p_shift;
     SymbolEntry* p_entry;
+    uint2* p_encode_entry;
     uint32_t *p_class_entries, *p_decode, *p_encode, *p_multiplier;
     float* p_centroids;
     auto cut = [&](Cutter c) {
       p_index = c.Take<uint8_t>(index.size());
       p_entry = c.Take<SymbolEntry>(entry.size());
+      p_encode_entry = c.Take<uint2>(kEncodeEntries);
       p_class_entries = c.Take<uint32_t>(class_entries.size());
       p_shift = c.Take<uint8_t>(shift.size());
       p_decode = c.Take<uint32_t>(kAllTables * kTableSlots);
@@ -271,6 +282,8 @@ absl::Status Engine::LoadTables() {
     };
     absl::Status status = copy(p_index, index.data(), index.size());
     status.Update(copy(p_entry, entry.data(), entry.size() * sizeof(SymbolEntry)));
+    status.Update(
+        copy(p_encode_entry, encode_entry.data(), encode_entry.size() * sizeof(uint2)));
     status.Update(copy(p_class_entries, class_entries.data(), class_entries.size() * 4));
     status.Update(copy(p_shift, shift.data(), shift.size()));
     status.Update(copy(p_decode, set.decode(), kAllTables * kTableSlots * 4));
@@ -280,8 +293,11 @@ absl::Status Engine::LoadTables() {
     if (!status.ok()) return status;
     t.index = p_index;
     t.entry = p_entry;
+    t.encode_entry = p_encode_entry;
     t.class_entries = p_class_entries;
     t.entries = static_cast<int>(entry.size());
+    t.complete = std::find(class_entries.begin(), class_entries.end(), kNoEntries) ==
+                 class_entries.end();
     t.shift = p_shift;
     t.decode = p_decode;
     t.encode = p_encode;
@@ -517,7 +533,8 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   }
   for (GemmBatch& g : gemms) {
     g.rows = (g.rows + 7) / 8 * 8;  // tensor cores' stride
-    if (static_cast<uint64_t>(g.rows) * g.columns > std::numeric_limits<uint32_t>::max()) {
+    // Kernels count y's bytes in 32 bits.
+    if (static_cast<uint64_t>(g.rows) * g.columns >= uint64_t{1} << 31) {
       return absl::ResourceExhaustedError(
           absl::StrCat("fklt: ", g.columns / kMaxTokens, " tiles of one group in a batch"));
     }
@@ -717,7 +734,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     t.table_set = set;
     t.threshold = profile_->active_threshold;
     t.kcap_most = kEncodeKcap;
-    t.y_scale = 1;
+    t.y_scale = std::ldexp(1.0f, -y_exponent_);
     t.rounding = profile_->rounding;
     t.kappa = profile_->kappa[preset];
     t.bf16_floor = coder.model().bf16_floor;
@@ -767,18 +784,17 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   cut_inputs(Cutter(inputs_.data()), &device);
   struct Work {
     EncodeState* states;
-    uint8_t* classes;
-    int16_t* symbols;
+    uint16_t* symbols;
+    int16_t* integers;
     float* angles;
     uint32_t* segment_bytes;
     uint8_t* scratch;
-    std::vector<float*> y;
-    std::vector<__half*> x;
+    std::vector<__half*> y, x;
   } work;
   auto cut_work = [&](Cutter c) {
     work.states = c.Take<EncodeState>(tiles.size());
-    work.classes = c.Take<uint8_t>(symbols);
-    work.symbols = c.Take<int16_t>(symbols);
+    work.symbols = c.Take<uint16_t>(symbols);
+    work.integers = c.Take<int16_t>(symbols);
     work.angles = c.Take<float>(2 * angles.positions * all_pairs_);
     work.segment_bytes = c.Take<uint32_t>(tiles.size() * segments_most);
     work.scratch = c.Take<uint8_t>(tiles.size() * segments_most * kSegmentScratch);
@@ -787,7 +803,7 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     for (size_t g = 0; g < gemms.size(); ++g) {
       const size_t columns = gemms[g].columns;
       work.x.push_back(c.Take<__half>(columns * coders_[g]->dimensions()));
-      work.y.push_back(c.Take<float>(columns * (gemms[g].rows + coders_[g]->sketch_blocks())));
+      work.y.push_back(c.Take<__half>(columns * (gemms[g].rows + coders_[g]->sketch_blocks())));
     }
     return c.used();
   };
@@ -803,7 +819,8 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     t.y = work.y[t.group];
     t.y_stride = gemms[t.group].columns;
     t.gemm_rows = gemms[t.group].rows;
-    t.sketch_scale = groups_[t.group]->forward_scale / groups_[t.group]->sketch_scale;
+    t.sketch_scale =
+        t.y_scale * groups_[t.group]->forward_scale / groups_[t.group]->sketch_scale;
     t.scratch = work.scratch + i * segments_most * kSegmentScratch;
     t.segments_most = segments_most;
     t.planes = device.planes + plane;
@@ -827,8 +844,8 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
   b.sinks = static_cast<int>(profile_->sinks);
   b.tables = tables_[set];
   b.states = work.states;
-  b.classes = work.classes;
   b.symbols = work.symbols;
+  b.integers = work.integers;
   b.segment_bytes = work.segment_bytes;
   b.segments_most = segments_most;
   Mark(0);
@@ -849,9 +866,10 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
       if (!both.ok()) return both.status();
       matrix = *both;
     }
-    absl::Status status = cublas_->MultiplyByTransposed(stream_, std::min(rows, d) + sketches,
-                                                        columns, d, 1 / groups_[g]->forward_scale,
-                                                        matrix, work.x[g], work.y[g], columns);
+    absl::Status status = cublas_->MultiplyByTransposed(
+        stream_, std::min(rows, d) + sketches, columns, d,
+        std::ldexp(1.0f, y_exponent_) / groups_[g]->forward_scale, matrix, work.x[g], work.y[g],
+        columns);
     if (!status.ok()) return status;
   }
   Mark(3);

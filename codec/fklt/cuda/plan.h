@@ -46,24 +46,33 @@ struct DeviceGroup {
 
 // Of one symbol of one class.
 struct alignas(8) SymbolEntry {
-  uint32_t code;  // its first slot | the symbol << 12 | frequency - 1 << 20
-  float value;    // in steps; NaN: an escape
+  int32_t code;   // its first slot | frequency - 4,096 << 12
+  float value;    // in steps; a NaN whose last byte is the symbol: it is an escape or shifted
 };
-inline constexpr int kMostEntries = 6656;  // in shared memory
+inline constexpr int kMostEntries = 6528;  // in shared memory
 inline constexpr uint32_t kNoEntries = 0xffffffffu;
+
+// The encoder's symbols: class << 8 | integer + 128; a last byte of 0: the integer is beyond 127 and
+// stands in EncodeBatch::integers.
+inline constexpr int kEncodeEntries = kAllTables * 256;
+inline constexpr int kAbsentSymbol = kAbsent << 8 | 128;
 
 // One table set, as kernels want it.
 struct DeviceTables {
   const uint32_t* decode;   // [43][4096]: TableSet::decode()
   const uint8_t* index;     // [40][4096]: number of the slot's symbol in its class
   const SymbolEntry* entry; // of the classes that have them, one after another
-  const uint32_t* class_entries;  // [40]: bytes before a class's entries | shift << 16; kNoEntries:
-                                  // there was no room for them
+  const uint32_t* class_entries;  // [40]: bytes before a class's entries; kNoEntries: there was no
+                                  // room for them
   int entries;
+  int complete;                   // all classes have their entries
   const uint8_t* shift;     // [43]
   const float* centroids;   // [43][4]
   const uint32_t* encode;   // [43][256]: TableSet::encode()
   const uint32_t* multiplier;
+  // Of an encoder's symbol (see kEncodeEntries), what a step needs: {first slot | k - 28 << 12 |
+  // frequency << 16, 8 x multiplier}; bit 31 marks what is not plain.
+  const uint2* encode_entry;
 };
 
 // A table of angles: of one run of positions, moved by an offset.
@@ -128,6 +137,7 @@ struct TileState {
   uint32_t cursor;                    // its words
   uint32_t first_symbol, symbols;     // of coordinates
   int ranges;
+  int coarse;                         // steps so large that plain symbols can leave fp16's range
   uint8_t place_of[kMaxTokens];       // by coded token
 };
 
@@ -138,7 +148,7 @@ struct EncodeTileDesc {
   const uint32_t* positions;
   const float* angles;        // cosines, then sines: [tokens][all ropes' pairs] each
   __half* x;                  // of the group's batch: [columns][dimensions], from row `column`
-  const float* y;             // [gemm_rows + sketch rows][y_stride]
+  const __half* y;            // [gemm_rows + sketch rows][y_stride]
   uint8_t* scratch;           // of its segments: kSegmentScratch bytes each
   uint8_t* out;               // of its bytes; null: found too large or refused
   uint64_t symbols;
@@ -172,7 +182,6 @@ enum EncodeFailure : int {
 };
 
 inline constexpr uint32_t kSegmentScratch = 32768 + 512;
-inline constexpr int kEncodeWarps = 8;
 
 enum Failure : int {
   kGood = 0,

@@ -6,29 +6,34 @@
 //   each symbol its frequency, where it begins and its value. Both addresses are the class's begin
 //   with bits of the state.
 // - Where a symbol goes, and its class, depend on its number alone: what they are worked out from is
-//   asked for four steps ahead of the chain.
+//   asked for four steps ahead of the chain. A warp's next symbols nearly always lie in one range of
+//   rows, whose numbers all lanes share.
 // - Words come from a ring in shared memory that is filled 128 words at a time.
-// - Four steps are done as if all symbols were plain. Where one was an escape, the state before them
-//   comes back and they are done again with all that the format has; so are four steps with a class
-//   of shifted symbols, and a segment's last ones.
+// - Escapes and shifted symbols, whose value is NaN in the tables, leave the chain for a call.
+// - A segment's last steps, tables without room for all classes and steps beyond fp16 go through
+//   FullStep, which has all that the format has.
 #include "codec/fklt/cuda/decode_kernels.h"
 #include "codec/fklt/cuda/lanes_device.h"
 #include "device/launch.h"
+#include "device/ptx.h"
 
 namespace kvcask::fklt {
 namespace {
 
 constexpr unsigned kAll = kAllOfWarp;
-constexpr int kMaxWarps = 24;
+constexpr int kMaxWarps = 20;  // with more, registers spill
 constexpr int kSteps = 4;  // done at a time
 constexpr uint32_t kSlots = kTableSlots - 1;
 constexpr uint32_t kRingBytes = 512;
+// Shared memory: the classes' entries, then from a multiple of 4,096 on the slots' symbols, the
+// symbols' entries and the rings.
 constexpr uint32_t kIndexBytes = kClasses * kTableSlots;
 constexpr uint32_t kEntriesAt = kIndexBytes;
 constexpr uint32_t kRingsAt = kEntriesAt + kMostEntries * sizeof(SymbolEntry);
-constexpr uint32_t kSharedBytes = kRingsAt + kMaxWarps * kRingBytes;
+constexpr uint32_t kAlignedBytes = kRingsAt + kMaxWarps * kRingBytes;
+constexpr uint32_t kSharedBytes = kAlignedBytes + kTableSlots - 1024;  // what CUDA keeps is 1,024
 static_assert(kRingsAt % kRingBytes == 0);
-static_assert(kSharedBytes <= 226 * 1024);
+static_assert(kSharedBytes <= 227 * 1024 - 1024);
 
 // The words of one segment: those that come next, in a ring of 256 in shared memory.
 struct Words {
@@ -63,11 +68,11 @@ struct Words {
     Load(lane);
   }
   // At least 128 words are in the ring. All lanes call.
-  __device__ __forceinline__ void Fill(uint8_t* shared, int lane) {
+  __device__ __forceinline__ void Fill(SharedSpace shared, int lane) {
     while (static_cast<int>(filled - cursor) < 256) {
       __syncwarp();  // who still reads what goes
-      *reinterpret_cast<uint2*>(shared + ring + ((filled + 8 * lane) & (kRingBytes - 1))) =
-          make_uint2(next[0] | next[1] << 16, next[2] | next[3] << 16);
+      shared.Store64(ring + ((filled + 8 * lane) & (kRingBytes - 1)),
+                     make_uint2(next[0] | next[1] << 16, next[2] | next[3] << 16));
       filled += 256;
       Load(lane);
       __syncwarp();
@@ -75,35 +80,29 @@ struct Words {
   }
 };
 
-// Where a lane's symbols go, one after another.
-struct Walk {
-  const TileState* state;
-  const int16_t* sigma;
-  uint32_t symbol;       // of the range
-  uint32_t end, row, count, magic;  // of the range
-  int range;
+// A range of rows with equally many places: the same for all lanes but for `offset`.
+struct Range {
+  uint32_t end;     // in the segment: symbols from there on are of other ranges
+  uint32_t offset;  // from a lane's symbol in the segment to its number in the range
+  uint32_t row;
+  uint32_t minus_count;
+  uint32_t magic;
 
-  __device__ __forceinline__ void Enter(int r) {
-    range = r;
-    const TileRange g = state->range[r];
-    end = g.symbols;
-    row = g.row;
-    count = g.count;
-    magic = g.magic;
-  }
-  // `at`: in the tile, from the first coordinate's on.
-  __device__ __forceinline__ void Start(const TileState* s, const int16_t* sigmas, uint32_t at) {
-    state = s;
-    sigma = sigmas;
-    symbol = at - s->first_symbol;
-    Enter(0);
-    Settle();
-  }
-  __device__ __forceinline__ void Settle() {
-    while (symbol >= end && range < state->ranges) {
-      symbol -= end;
-      Enter(range + 1);  // the last one has no end
+  // That of coordinate `at` of the tile, which is symbol at - first of the segment.
+  __device__ __forceinline__ void Find(const TileState& s, uint32_t at, uint32_t first,
+                                       uint32_t my) {
+    uint32_t begin = 0;
+    int r = 0;
+    TileRange g = s.range[0];
+    while (at - begin >= g.symbols && r < s.ranges) {
+      begin += g.symbols;
+      g = s.range[++r];
     }
+    end = begin + g.symbols - first;
+    offset = first + my - begin;
+    row = g.row;
+    minus_count = 0u - g.count;
+    magic = g.magic;
   }
 };
 
@@ -111,110 +110,156 @@ struct Walk {
 struct Coming {
   TilePlace place;
   int sigma;
-  uint32_t to;
+  uint32_t to;  // in y
 };
+
+// Of symbol `at` of the range.
+__device__ __forceinline__ Coming AskWithin(const Range& range, const TileState* state,
+                                            const int16_t* sigma, uint32_t y_stride, uint32_t at) {
+  const uint32_t in_range = __umulhi(2 * at, range.magic);
+  const uint32_t place = at + in_range * range.minus_count;
+  const uint32_t row = range.row + in_range;
+  return {state->place[place], sigma[row], row * y_stride + place};
+}
+
+// Of coordinate `at` of the tile. Beyond the last one: anything that may be read.
+__device__ __attribute__((noinline)) Coming AskAnywhere(const TileState* state,
+                                                        const int16_t* sigma, uint32_t y_stride,
+                                                        uint32_t at) {
+  if (at >= state->symbols) return {state->place[0], sigma[0], 0};
+  Range range;
+  range.Find(*state, at, 0, 0);
+  return AskWithin(range, state, sigma, y_stride, at + range.offset);
+}
+
 struct Symbol {
-  uint32_t index;    // of its class's slots, in shared memory: class << 12
-  uint32_t entries;  // DeviceTables::class_entries of its class
-  uint32_t to;       // in y
-  float scale;
+  uint32_t index;    // where its class's slots are in shared memory: a multiple of 4,096
+  uint32_t entries;  // where its class's entries are; kNoEntries
 };
 
-// Asks for the walk's next symbol, which must be there.
-__device__ __forceinline__ Coming Ask(Walk* w, uint32_t y_stride, uint32_t lanes) {
-  const uint32_t in_range = __umulhi(2 * w->symbol, w->magic);
-  const uint32_t place = w->symbol - in_range * w->count;
-  const uint32_t row = w->row + in_range;
-  w->symbol += lanes;
-  w->Settle();
-  return {w->state->place[place], w->sigma[row], row * y_stride + place};
-}
-__device__ __forceinline__ Symbol Arrived(const Coming& c, const uint32_t* class_entries) {
+__device__ __forceinline__ Symbol Arrived(const Coming& c, SharedSpace shared, uint32_t index) {
   const int number = max(0, min(kClasses - 1, (5 * c.sigma + c.place.term) >> 5));
-  return {static_cast<uint32_t>(number) << 12, class_entries[number], c.to, c.place.step};
+  return {index + (static_cast<uint32_t>(number) << 12),
+          shared.U32(shared.begin() + 4 * static_cast<uint32_t>(number))};
 }
 
-__device__ __forceinline__ __half Rounded(float v) {
-  // |q| of 32,767 at the coarsest step class is beyond fp16.
-  return __float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f));
+// |q| of 32,767 at the coarsest step class is beyond fp16.
+__device__ __forceinline__ float Within(float v) { return fminf(fmaxf(v, -65504.0f), 65504.0f); }
+
+__device__ __forceinline__ void Keep(bool there, __half* y, float v) {
+  StoreIf(there, y, __half_as_ushort(__float2half_rn(v)));
 }
 
 // Appends the next words to the states of lanes with `need`, in rising order; at most 32. `cursor` is
 // in bytes, of the ring that begins at `ring`.
-__device__ __forceinline__ void Take(const uint8_t* shared, uint32_t ring, bool need,
-                                     uint32_t below, uint32_t* cursor, uint32_t* x) {
+__device__ __forceinline__ void Take(SharedSpace shared, uint32_t ring, bool need, uint32_t below,
+                                     uint32_t* cursor, uint32_t* x) {
   const unsigned mask = __ballot_sync(kAll, need);
   const uint32_t from = ((*cursor + 2 * __popc(mask & below)) & (kRingBytes - 1)) | ring;
-  const uint32_t word = *reinterpret_cast<const uint16_t*>(shared + from);  // no branch
+  const uint32_t word = shared.U16(from);  // no branch
   *x = need ? *x << 16 | word : *x;
   *cursor += 2 * __popc(mask);
 }
 
-// One step of any kind, from a state and a cursor to those after it. By value: what has an address
-// is not in registers.
-__device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables,
-                                                    const uint8_t* shared, uint32_t ring, Symbol s,
-                                                    bool there, uint32_t below, __half* y,
-                                                    uint32_t x, uint32_t cursor) {
-  const uint32_t c = s.index >> 12;
-  int v = 0, shift = 0;
-  float value = 0;
-  if (there) {
-    const uint32_t slot = x & kSlots;
-    if (s.entries != kNoEntries) {
-      const SymbolEntry e = *reinterpret_cast<const SymbolEntry*>(
-          shared + kEntriesAt + (s.entries & 0xffff) + shared[s.index | slot] * sizeof(SymbolEntry));
-      x = ((e.code >> 20) + 1) * (x >> 12) + slot - (e.code & 4095);
-      v = static_cast<int8_t>(e.code >> 12);
-      value = e.value;
-      shift = static_cast<int>(s.entries >> 16);
-    } else {
-      const uint32_t e = __ldg(tables.decode + c * kTableSlots + slot);
-      x = ((e >> 8 & 4095) + 1) * (x >> 12) + (e >> 20);
-      v = static_cast<int8_t>(e & 255);
-      shift = tables.shift[c];
-    }
-  }
-  Take(shared, ring, there && x < 4096, below, &cursor, &x);
+struct After {
+  uint32_t x, cursor;
+  float value;
+};
+
+// The value of v, and in the format's order what follows a symbol that is shifted or an escape.
+template <typename Words>
+__device__ __forceinline__ After Finish(const DeviceTables& tables, uint32_t c, int v,
+                                        bool there, uint32_t x, uint32_t cursor,
+                                        const Words& take) {
+  const int shift = there ? tables.shift[c] : 0;
   const bool escape = there && v == -128;
   const bool shifted = there && shift != 0 && !escape;
   if (shifted) {
     v = v * (1 << shift) + static_cast<int>(x & ((1u << shift) - 1));
     x >>= shift;
   }
-  Take(shared, ring, shifted && x < 4096, below, &cursor, &x);
+  take(shifted && x < 4096, &cursor, &x);
   uint32_t whole = 0;
-  Take(shared, ring, escape, below, &cursor, &whole);
+  take(escape, &cursor, &whole);
   if (escape) v = static_cast<int16_t>(whole & 0xffff);
-  if (shift != 0 || escape || s.entries == kNoEntries) {
+  float value = 0;
+  if (there) {
     const int n = abs(v);
     const float centre = n > 3 ? static_cast<float>(n) : tables.centroids[c * 4 + n];
     value = v < 0 ? -centre : centre;
   }
-  if (there) y[s.to] = Rounded(value * s.scale);
-  return make_uint2(x, cursor);
+  return {x, cursor, value};
+}
+
+// After the plain part of a step, where the symbols of some lanes (`special`) need more. Reads words
+// past the ring.
+__device__ __attribute__((noinline)) After Special(const DeviceTables& tables, const uint8_t* at,
+                                                   uint32_t size, uint32_t below, uint32_t c,
+                                                   int v, bool special, uint32_t x,
+                                                   uint32_t cursor) {
+  return Finish(tables, c, v, special, x, cursor,
+                [&](bool need, uint32_t* from, uint32_t* state) {
+                  const unsigned mask = __ballot_sync(kAll, need);
+                  if (mask == 0) return;
+                  const uint32_t i = *from / 2 + __popc(mask & below);
+                  if (need) {
+                    *state = *state << 16 | (i < size ? at[2 * i] | at[2 * i + 1] << 8 : 0);
+                  }
+                  *from += 2 * __popc(mask);
+                });
+}
+
+// One step of any kind, from a state and a cursor to those after it. By value: what has an address
+// is not in registers.
+__device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables, SharedSpace shared,
+                                                    uint32_t ring, uint32_t c, uint32_t to,
+                                                    float scale, bool there, uint32_t below,
+                                                    __half* y, uint32_t x, uint32_t cursor) {
+  int v = 0;
+  if (there) {
+    const uint32_t e = __ldg(tables.decode + c * kTableSlots + (x & kSlots));
+    x = ((e >> 8 & 4095) + 1) * (x >> 12) + (e >> 20);
+    v = static_cast<int8_t>(e & 255);
+  }
+  Take(shared, ring, there && x < 4096, below, &cursor, &x);
+  const After after = Finish(tables, c, v, there, x, cursor,
+                             [&](bool need, uint32_t* from, uint32_t* state) {
+                               Take(shared, ring, need, below, from, state);
+                             });
+  Keep(there, y + to, Within(after.value * scale));
+  return make_uint2(after.x, after.cursor);
 }
 
 __global__ void __launch_bounds__(kMaxWarps * 32)
     SegmentsKernel(const __grid_constant__ DecodeBatch batch, int warps) {
-  KVCASK_DYNAMIC_SHARED(shared);
-  __shared__ uint32_t class_entries[kClasses];
-  if (threadIdx.x < kClasses) class_entries[threadIdx.x] = batch.tables.class_entries[threadIdx.x];
+  KVCASK_DYNAMIC_SHARED(dynamic);
+  SharedSpace shared(dynamic);
+  // Of what is aligned.
+  const uint32_t index = (shared.begin() + 4 * kClasses + kTableSlots - 1) & ~(kTableSlots - 1u);
   {
-    const uint4* const index = reinterpret_cast<const uint4*>(batch.tables.index);
+    uint8_t* const aligned = dynamic + (index - shared.begin());
+    if (threadIdx.x < kClasses) {
+      const uint32_t at = batch.tables.class_entries[threadIdx.x];
+      reinterpret_cast<uint32_t*>(dynamic)[threadIdx.x] =
+          at == kNoEntries ? index + kEntriesAt : index + kEntriesAt + at;
+    }
+    const uint4* const from = reinterpret_cast<const uint4*>(batch.tables.index);
     const uint4* const entry = reinterpret_cast<const uint4*>(batch.tables.entry);
-    uint4* const to = reinterpret_cast<uint4*>(shared);
+    uint4* const to = reinterpret_cast<uint4*>(aligned);
     constexpr int kIndex = kIndexBytes / 16;
     const int entries = (batch.tables.entries * static_cast<int>(sizeof(SymbolEntry)) + 15) / 16;
 #pragma unroll 4
-    for (int i = threadIdx.x; i < kIndex; i += blockDim.x) to[i] = index[i];
+    for (int i = threadIdx.x; i < kIndex; i += blockDim.x) to[i] = from[i];
 #pragma unroll 4
     for (int i = threadIdx.x; i < entries; i += blockDim.x) to[kIndex + i] = entry[i];
   }
   __syncthreads();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   if (warp >= warps) return;
-  const uint32_t below = (1u << lane) - 1;
+  // From a shuffle, or the compiler works them out again wherever they are used.
+  const int lane = __shfl_sync(kAll, static_cast<int>(threadIdx.x % 32), threadIdx.x % 32);
+  const uint32_t below = __shfl_sync(kAll, (1u << threadIdx.x % 32) - 1, threadIdx.x % 32);
+  const uint32_t ring = index + kRingsAt + warp * kRingBytes;
   const DeviceTables& tables = batch.tables;
   for (int n = blockIdx.x * warps + warp; n < batch.segment_count; n += gridDim.x * warps) {
     const SegmentDesc s = batch.segments[batch.first_segment + n];
@@ -224,7 +269,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     // Another segment's warp may set it meanwhile: all lanes must see the same.
     if (__any_sync(kAll, *static_cast<volatile int*>(failed) != kGood)) continue;
     const uint8_t* const p = t.bytes + s.at;
-    const uint32_t lanes = s.lanes, ring = kRingsAt + warp * kRingBytes;
+    const uint32_t lanes = s.lanes;
     uint32_t x, j = 0;
     Words words;
     if (s.first == 0) {  // the token classes are done
@@ -243,69 +288,87 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     const uint32_t last = state->first_symbol + state->symbols;
     const uint32_t end = min(s.symbols, last - min(last, s.first));
     const bool mine = lane < static_cast<int>(lanes);
-    const uint32_t stride = t.y_stride;
-    __half* const y = t.y + t.column;
+    const bool plain = tables.complete && !state->coarse;
+    const int16_t* const sigma = Opaque(batch.groups[t.group].sigma);
+    const uint32_t y_stride = t.y_stride;
+    __half* const y = Opaque(t.y + t.column);
     // Lanes without a part do what lane 0 does, and keep nothing of it.
     const uint32_t my = mine ? lane : 0;
-    Walk walk;
-    walk.Start(state, batch.groups[t.group].sigma, s.first + j + my);
-    Coming next[kSteps] = {};
-    const auto look_ahead = [&](uint32_t from) {
-      if (from + kSteps * lanes <= end) {
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i) next[i] = Ask(&walk, stride, lanes);
-      } else {
+    Range range;
+    {
+      const uint32_t first = s.first - state->first_symbol;  // modulo 2^32, as all of these
+      range.Find(*state, j + first, first, my);
+    }
+    const auto look_ahead = [&](uint32_t from, Coming* next) {
+      if (from + kSteps * lanes <= range.end) {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          if (from + i * lanes + my < end) next[i] = Ask(&walk, stride, lanes);
+          next[i] = AskWithin(range, state, sigma, y_stride, from + range.offset + i * lanes);
         }
+        return;
       }
+      const uint32_t first = batch.segments[batch.first_segment + n].first - state->first_symbol;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        next[i] = AskAnywhere(state, sigma, y_stride, from + first + my + i * lanes);
+      }
+      range.Find(*state, from + first + kSteps * lanes, first, my);
     };
-    look_ahead(j);
-    for (; j < end && words.cursor <= 2 * words.size; j += kSteps * lanes) {
-      Symbol now[kSteps];
+    // Steps [j, j + 4) of each lane, and asks for the four after them.
+    const auto round = [&](const Coming* now, Coming* next) {
+      Symbol symbol[kSteps];
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) now[i] = Arrived(next[i], class_entries);
-      look_ahead(j + kSteps * lanes);
+      for (int i = 0; i < kSteps; ++i) symbol[i] = Arrived(now[i], shared, index);
+      look_ahead(j + kSteps * lanes, next);
       words.Fill(shared, lane);
-      bool plain = j + kSteps * lanes <= end;
-      if (plain) {
-        bool other = false;
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i) other |= now[i].entries > 0xffff;
-        plain = !__any_sync(kAll, other && mine);
-      }
-      if (plain) {
-        uint32_t z = x, cursor = words.cursor;
-        bool escape = false;
+      int done = 0;
+      if (plain && j + kSteps * lanes <= end) {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          const uint32_t slot = z & kSlots;
-          const uint32_t symbol = shared[now[i].index | slot];
-          const SymbolEntry e = *reinterpret_cast<const SymbolEntry*>(
-              shared + kEntriesAt + now[i].entries + symbol * sizeof(SymbolEntry));
-          const uint32_t high = z >> 12;
-          z = (e.code >> 20) * high + (high + slot) - (e.code & 4095);
-          Take(shared, ring, mine && z < 4096, below, &cursor, &z);
-          escape |= e.value != e.value;
-          if (mine) y[now[i].to] = Rounded(e.value * now[i].scale);
+          const uint32_t slot = x & kSlots, high = x >> 12;
+          const uint2 e = shared.U64(symbol[i].entries + shared.U8(symbol[i].index | slot) * 8);
+          const int code = static_cast<int>(e.x);
+          const float value = __uint_as_float(e.y);
+          x = x - (e.x & kSlots) + static_cast<uint32_t>(code >> 12) * high;
+          Take(shared, ring, mine && x < 4096, below, &words.cursor, &x);
+          done = i + 1;
+          // Special ones follow, to the same place.
+          Keep(mine, y + now[i].to, value * now[i].place.step);
+          const bool special = mine && value != value;
+          if (__any_sync(kAll, special)) {
+            const After after =
+                Special(tables, words.at, words.size, below, (symbol[i].index - index) >> 12,
+                        static_cast<int8_t>(e.y), special, x, words.cursor);
+            x = after.x;
+            words.cursor = after.cursor;
+            Keep(special, y + now[i].to, Within(after.value * now[i].place.step));
+            // What the ring has is enough for 32 words a step, no longer for all of them.
+            if (static_cast<int>(words.filled - words.cursor) < 64 * (kSteps - 1 - i)) break;
+          }
         }
-        if (!__any_sync(kAll, escape && mine)) {
-          x = z;
-          words.cursor = cursor;
-          continue;
-        }
+        if (done == kSteps) return;
       }
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        const uint32_t first = j + i * lanes;
-        if (first >= end) break;
+        const uint32_t at = j + i * lanes;
+        if (i < done || at >= end) continue;
         words.Fill(shared, lane);
-        const uint2 after = FullStep(tables, shared, ring, now[i], mine && first + lane < end,
-                                     below, y, x, words.cursor);
+        const uint2 after =
+            FullStep(tables, shared, ring, (symbol[i].index - index) >> 12, now[i].to,
+                     now[i].place.step, mine && at + lane < end, below, y, x, words.cursor);
         x = after.x;
         words.cursor = after.y;
       }
+    };
+    Coming even[kSteps], odd[kSteps];
+    look_ahead(j, even);
+    while (true) {
+      if (j >= end || words.cursor > 2 * words.size) break;
+      round(even, odd);
+      j += kSteps * lanes;
+      if (j >= end || words.cursor > 2 * words.size) break;
+      round(odd, even);
+      j += kSteps * lanes;
     }
     const bool ended =
         __all_sync(kAll, !mine || x == 4096) && words.cursor == 2 * words.size;

@@ -1,0 +1,313 @@
+// Token classes, integers and the certificate of a tile: FORMAT.md 5.1 to 5.4.
+//
+// A block a tile; a thread has a place, that is a token in its order, and a part of the rows. Bound:
+// instructions, about 30 a coordinate, and reads of y: three times the rows in use, 2 bytes each,
+// mostly from the caches.
+#include "codec/fklt/cuda/encode_kernels.h"
+
+#include <type_traits>
+
+#include "device/launch.h"
+#include "device/ptx.h"
+
+namespace kvcask::fklt {
+namespace {
+
+constexpr unsigned kAll = 0xffffffffu;
+constexpr int kQuantiseThreads = 512;
+constexpr int kParts = kQuantiseThreads / kMaxTokens;  // of the rows, for each token
+constexpr int kStepClasses = 13;
+
+constexpr int kTogether = 4;  // rows whose loads are under way at once
+// A class's centroids of 0 to 3 less those integers; the rest, 0.
+constexpr int kOffCentre = 5;
+constexpr float kWhole = 8388608.0f;  // 2^23: a float's last bit is 1 there
+
+__global__ void __launch_bounds__(kQuantiseThreads, 3)
+    QuantiseKernel(const __grid_constant__ EncodeBatch batch) {
+  const EncodeTileDesc& t = batch.tiles[blockIdx.x];
+  EncodeState* const state = batch.states + blockIdx.x;
+  if (state->failed != kEncoded) return;
+  const DeviceGroup& g = batch.groups[t.group];
+  __shared__ float sum[kParts][kMaxTokens];
+  __shared__ float weight[kMaxTokens];     // by token
+  __shared__ int8_t k_of[kMaxTokens];      // by token
+  __shared__ uint8_t a_of[kMaxTokens];     // by token
+  __shared__ uint8_t token_at[kMaxTokens];
+  __shared__ int rows_of[kStepClasses];    // by k + 6
+  __shared__ int16_t rows_at[kMaxTokens];  // by place
+  __shared__ int counts[kStepClasses];     // of tokens, by k + 6
+  __shared__ uint32_t start[kMaxRanges + 1];
+  __shared__ uint16_t first_row[kMaxRanges + 1], places[kMaxRanges + 1];
+  __shared__ int ranges, kcap, outside;
+  __shared__ int warp_counts[4][kStepClasses];  // of tokens, by 32 of them and k + 6
+  __shared__ float off_centre[kClasses * kOffCentre];
+  const int n = t.coded;
+  const int p = threadIdx.x % kMaxTokens, part = threadIdx.x / kMaxTokens;
+  const __half* const y = Opaque(t.y + t.column);
+  const size_t stride = t.y_stride;
+
+  // Sensitivities.
+  {
+    float eta = 0;
+    if (p < n) {
+#pragma unroll 4
+      for (int r = part; r < g.leading; r += kParts) {
+        float u = __half2float(y[r * stride + p]) * t.y_scale * g.inverse_sigma[r];
+        u = fminf(fmaxf(u, -8.0f), 8.0f);
+        eta += (g.sensitivity[1 + r] + g.sensitivity[1 + g.leading + r] * u) * u;
+      }
+    }
+    sum[part][p] = eta;
+  }
+  if (threadIdx.x < kStepClasses) counts[threadIdx.x] = 0;
+  if (threadIdx.x == 0) outside = 0;
+  for (int i = threadIdx.x; i < kClasses * kOffCentre; i += kQuantiseThreads) {
+    const int c = i / kOffCentre, n = i % kOffCentre;
+    off_centre[i] = n < 4 ? batch.tables.centroids[c * 4 + n] - static_cast<float>(n) : 0.0f;
+  }
+  __syncthreads();
+  int k_here = -128;  // of token p
+  int before = 0;     // tokens of its class before it, among its 32
+  if (part == 0) {
+    if (p < n) {
+      float eta = g.sensitivity[0];
+      for (int i = 0; i < kParts; ++i) eta += sum[i][p];
+      eta = isfinite(eta) ? fminf(fmaxf(eta, -8.0f), 8.0f) : 0.0f;
+      weight[p] = expf(eta);
+      k_here = max(-kMaxStepClass,
+                   min(kMaxStepClass, static_cast<int>(lrintf(.5f * eta / 0.69314718f))));
+      k_of[p] = static_cast<int8_t>(k_here);
+    }
+    for (int i = 0; i < kStepClasses; ++i) {
+      const unsigned mask = __ballot_sync(kAll, k_here == i - kMaxStepClass);
+      if (k_here == i - kMaxStepClass) before = __popc(mask & ((1u << p % 32) - 1));
+      if (p % 32 == 0) {
+        warp_counts[p / 32][i] = __popc(mask);
+        if (mask != 0) atomicAdd(&counts[i], __popc(mask));
+      }
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int most = kMaxStepClass;
+    while (counts[most + kMaxStepClass] == 0) --most;
+    kcap = min(most, t.kcap_most);
+  }
+  __syncthreads();
+  if (threadIdx.x < kStepClasses) {
+    const int k = static_cast<int>(threadIdx.x) - kMaxStepClass;
+    rows_of[threadIdx.x] =
+        ActiveRows(g.sigma, g.dimensions, t.step_exponent, min(k, kcap), t.threshold);
+  }
+  if (part == 0 && p < n) {
+    // Finer steps first, then in the order of tokens.
+    const int own = k_here + kMaxStepClass;
+    int place = before;
+    for (int i = own + 1; i < kStepClasses; ++i) place += counts[i];
+    for (int w = 0; w < p / 32; ++w) place += warp_counts[w][own];
+    token_at[place] = static_cast<uint8_t>(p);
+  }
+  __syncthreads();
+  if (part == 0 && p < n) rows_at[p] = static_cast<int16_t>(rows_of[k_of[token_at[p]] + 6]);
+  if (threadIdx.x == 0) {
+    uint32_t at = ClassSymbols(n);
+    int from = 0, m = 0, end = n;
+    for (int k = 0; k < kStepClasses; ++k) {  // from the coarsest class up
+      if (counts[k] == 0) continue;
+      const int to = rows_of[k];
+      if (to > from) {
+        first_row[m] = static_cast<uint16_t>(from);
+        start[m] = at;
+        places[m] = static_cast<uint16_t>(end);
+        ++m;
+        at += static_cast<uint32_t>(to - from) * end;
+        from = to;
+      }
+      end -= counts[k];
+    }
+    first_row[m] = static_cast<uint16_t>(from);
+    start[m] = at;
+    places[m] = 0;
+    ranges = m;
+  }
+  __syncthreads();
+  const int token = p < n ? token_at[p] : 0;
+  const int my_rows = p < n ? rows_at[p] : 0;
+
+  // Amplitudes, from rows that a token of class 0 has.
+  const int rows0 = ActiveRows(g.sigma, g.dimensions, t.step_exponent, 0, t.threshold);
+  {
+    float total = 0;
+    const int end = min(rows0, my_rows);
+#pragma unroll 4
+    for (int r = part; r < end; r += kParts) {
+      const float u = __half2float(y[r * stride + token]) * g.inverse_sigma[r];
+      total += u * u;
+    }
+    sum[part][p] = total;
+  }
+  __syncthreads();
+  if (part == 0 && p < n) {
+    float total = 0;
+    for (int i = 0; i < kParts; ++i) total += sum[i][p];
+    total *= t.y_scale * t.y_scale;
+    const int m = min(rows0, my_rows);
+    int a = 8;
+    if (m > 0) {
+      const float mean = fminf(fmaxf(total / static_cast<float>(m), 1e-30f), 1e30f);
+      a = static_cast<int>(lrintf(log2f(mean))) + 8;
+    }
+    a_of[token] = static_cast<uint8_t>(max(0, min(15, a)));
+  }
+  __syncthreads();
+
+  // Integers, and the energy of all errors.
+  uint16_t* const symbols = Opaque(batch.symbols + t.symbols);
+  int16_t* const integers = batch.integers + t.symbols;
+  float error = 0;
+  bool wide = false;
+  if (p < n) {
+    const int k = k_of[token];
+    const int term = 5 * (TokenTerm(a_of[token], k) + RowTerm(0, t.step_exponent)) + 528;
+    const float steps = StepOf(-t.step_exponent, -k) * t.y_scale;  // a unit of y has
+    const size_t apart = kParts * stride;                          // of y, a thread's rows
+    float squares = 0;                                             // of errors in steps
+    const float rounding = t.rounding;
+    // `together` rows from `r` on, kParts apart; their symbols are `each` apart.
+    const auto quantise = [&](auto together, const __half* from, const int16_t* sigma,
+                              uint32_t at, int each) {
+      constexpr int kRows = decltype(together)::value;
+      float values[kRows];
+      int sigmas[kRows];
+      // Stores could be to what is loaded: all loads before them.
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        values[i] = __half2float(from[i * apart]);
+        sigmas[i] = sigma[i * kParts];
+      }
+      bool large = false;  // an integer that has no byte
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const int c = max(0, min(kClasses - 1, (5 * sigmas[i] + term) >> 5));
+        const float magnitude = fabsf(values[i]) * steps;
+        const float a = magnitude + rounding;
+        large |= !(a < 128.0f);
+        const float whole = __fadd_rz(a, kWhole);  // its last bits are the integer
+        const int q = static_cast<int>(__float_as_uint(whole) & 0x7fffff);
+        const float e = magnitude - (whole - kWhole) - off_centre[c * kOffCentre + min(q, 4)];
+        squares += e * e;
+        const int byte = values[i] < 0 ? 128 - q : 128 + q;
+        symbols[at + i * each] = static_cast<uint16_t>(c << 8 | (byte & 255));
+      }
+      if (large) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          const float a = fabsf(values[i]) * steps + rounding;
+          if (a < 128.0f) continue;
+          wide |= !(a < 32768.0f);
+          const int q = static_cast<int>(fminf(a, 32767.0f));
+          symbols[at + i * each] &= 0xff00;
+          integers[at + i * each] = static_cast<int16_t>(values[i] < 0 ? -q : q);
+        }
+      }
+    };
+    for (int m = 0; m < ranges && p < places[m]; ++m) {
+      const int end = first_row[m + 1], count = places[m], each = kParts * count;
+      int r = first_row[m] + part;
+      const __half* from = y + r * stride + token;
+      uint32_t at = start[m] + static_cast<uint32_t>(part * count) + p;
+      for (; r + (kTogether - 1) * kParts < end; r += kTogether * kParts) {
+        quantise(std::integral_constant<int, kTogether>(), from, g.sigma + r, at, each);
+        from += kTogether * apart;
+        at += kTogether * each;
+      }
+      for (; r < end; r += kParts) {
+        quantise(std::integral_constant<int, 1>(), from, g.sigma + r, at, each);
+        from += apart;
+        at += each;
+      }
+    }
+    const float step = StepOf(t.step_exponent, k);
+    float rest = 0, sketched = 0;
+    const __half* from = y + static_cast<size_t>(my_rows + part) * stride + token;
+#pragma unroll 4
+    for (int r = my_rows + part; r < min(t.gemm_rows, g.dimensions); r += kParts) {
+      const float v = __half2float(*from);
+      rest += v * v;
+      from += apart;
+    }
+    const int sketches = (g.dimensions + 15) / 16 - t.gemm_rows / 16;
+    from = y + static_cast<size_t>(t.gemm_rows + part) * stride + token;
+    for (int i = part; i < sketches; i += kParts) {
+      const float v = __half2float(*from);
+      sketched += v * v;
+      from += apart;
+    }
+    error = squares * step * step + rest * t.y_scale * t.y_scale +
+            sketched * t.sketch_scale * t.sketch_scale;
+  }
+  if (wide) outside = 1;
+  sum[part][p] = p < n ? error * weight[token] : 0.0f;
+  __syncthreads();
+  if (part == 0) {
+    for (int i = 1; i < kParts; ++i) sum[0][p] += sum[i][p];
+    // Token classes, and absent symbols up to the next group of 32.
+    const int class_end = ClassSymbols(n);
+    for (int i = p; i < class_end; i += kMaxTokens) {
+      const int symbol = i < n       ? 40 << 8 | (128 + a_of[i])
+                         : i < 2 * n ? 41 << 8 | (128 + k_of[i - n])
+                                     : kAbsentSymbol;
+      symbols[i] = static_cast<uint16_t>(symbol);
+    }
+    const uint32_t end = start[ranges];
+    const uint32_t padded = (end + kGroupSymbols - 1) / kGroupSymbols * kGroupSymbols;
+    for (uint32_t i = end + p; i < padded; i += kMaxTokens) symbols[i] = kAbsentSymbol;
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {  // places without a token have 0
+    float loss = 0;
+    for (int i = threadIdx.x; i < kMaxTokens; i += 32) loss += sum[0][i];
+    for (int d = 16; d > 0; d /= 2) loss += __shfl_xor_sync(kAll, loss, d);
+    if (threadIdx.x == 0) sum[0][0] = loss;
+  }
+  if (threadIdx.x == 0) {
+    const float loss = sum[0][0];
+    const float predicted =
+        t.kappa * .5f * loss / static_cast<float>(t.tokens) + t.bf16_floor;
+    const int groups = static_cast<int>((start[ranges] + kGroupSymbols - 1) / kGroupSymbols);
+    const SegmentCut cut = CutSegments(groups, 0);
+    state->predicted = predicted;
+    state->groups = groups;
+    state->segments = cut.segments;
+    state->groups_each = cut.groups_each;
+    if (outside) {
+      state->failed = kTooWide;
+    } else if (!(predicted <= t.largest_kld)) {
+      state->failed = kOverFloor;
+    } else if (groups > kMaxGroups || cut.segments > batch.segments_most) {
+      state->failed = kTooLong;
+    }
+    const uint32_t head = kHeaderBytes + 2 * static_cast<uint32_t>(cut.segments - 1);
+    if (head > t.limit) {
+      state->failed = kTooLong;
+    } else {
+      const uint16_t step = static_cast<uint16_t>(t.step_exponent);
+      t.out[0] = kCodedMode;
+      t.out[1] = static_cast<uint8_t>((kcap + kMaxStepClass) | t.table_set << 4);
+      t.out[2] = static_cast<uint8_t>(step);
+      t.out[3] = static_cast<uint8_t>(step >> 8);
+      t.out[4] = static_cast<uint8_t>(groups);
+      t.out[5] = static_cast<uint8_t>(groups >> 8);
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream) {
+  KVCASK_LAUNCH(QuantiseKernel, batch.tile_count, kQuantiseThreads, 0, stream, batch);
+  return cudaGetLastError();
+}
+
+}  // namespace kvcask::fklt
