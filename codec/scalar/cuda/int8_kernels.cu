@@ -158,7 +158,17 @@ __device__ __forceinline__ uint2 LoadCodes(const uint8_t* from, int count) {
   return make_uint2(packed[0], packed[1]);
 }
 
-__global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, int* failed) {
+__device__ __forceinline__ void Values(uint2 packed, float scale, float* v) {
+  // A code + 128 as the last bits of 2^23, less that: a conversion has a quarter of the rate.
+  const uint32_t biased[2] = {packed.x ^ 0x80808080u, packed.y ^ 0x80808080u};
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const uint32_t bits = 0x4b000000u | (biased[e / 4] >> (e % 4 * 8) & 255);
+    v[e] = __fmul_rn(__uint_as_float(bits) - 8388736.0f, scale);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 6) DecodeKernel(const Int8Tile* tiles, int* failed) {
   const Int8Tile& t = tiles[blockIdx.x];
   if (static_cast<int>(blockIdx.y) >= t.head_count) return;
   const Int8Head head = t.heads[blockIdx.y];
@@ -172,42 +182,51 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const Int8Tile* tiles, 
     if (U16(scales + 2 * token) >= kInfiniteHalf) failed[blockIdx.x] = 1;
   }
   const int dtype = t.dtype, head_dim = head.head_dim, runs = (head_dim + 7) / 8;
-  const int all = runs * (t.token_end - t.token_begin);
+  const int wanted = t.token_end - t.token_begin, threads = static_cast<int>(blockDim.x);
+  const bool whole = dtype != kF32 && plane.dim_stride == 2 && head_dim % 8 == 0;
+  if (whole && threads % runs == 0 && Aligned(codes, 4) && Aligned(scales, 2)) {
+    // A thread has the same run of every row, of some rows.
+    const int at = static_cast<int>(threadIdx.x) % runs * 8, rows = threads / runs;
+    for (int first = static_cast<int>(threadIdx.x) / runs; first < wanted;
+         first += kTogether * rows) {
+      // All loads are under way before the first store.
+      uint2 packed[kTogether];
+      uint32_t scale[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int token = t.token_begin + min(first + i * rows, wanted - 1);
+        scale[i] = reinterpret_cast<const uint16_t*>(scales)[token];
+        const uint32_t* const words =
+            reinterpret_cast<const uint32_t*>(codes + token * head_dim + at);
+        packed[i] = make_uint2(words[0], words[1]);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int to = first + i * rows;
+        if (to >= wanted) break;
+        float v[8];
+        Values(packed[i], __half2float(__ushort_as_half(static_cast<unsigned short>(scale[i]))),
+               v);
+        StoreEight(dtype, v, base + TokenOffset(t, plane, to) + 2 * at);
+      }
+    }
+    return;
+  }
   // w / runs = 2 w * magic >> 32, exactly: there are fewer than 2^21 runs in a page's head.
   const uint32_t magic = ((1u << 31) + runs - 1) / runs;
-  // Loads of four runs are under way before the first is stored.
-  for (int first = threadIdx.x; first < all; first += kTogether * blockDim.x) {
-    uint2 packed[kTogether];
-    float scale[kTogether];
-    int to[kTogether];
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int w = min(first + i * static_cast<int>(blockDim.x), all - 1);
-      to[i] = static_cast<int>(__umulhi(2 * w, magic));
-      const int token = t.token_begin + to[i], at = (w - to[i] * runs) * 8;
-      scale[i] = LoadAs(/*fp16*/ 2, scales + 2 * token);
-      packed[i] =
-          LoadCodes(codes + static_cast<size_t>(token) * head_dim + at, min(8, head_dim - at));
-    }
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int w = first + i * static_cast<int>(blockDim.x);
-      if (w >= all) break;
-      const int at = (w - to[i] * runs) * 8, count = min(8, head_dim - at);
-      float v[8];
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const int code =
-            static_cast<int8_t>((e < 4 ? packed[i].x : packed[i].y) >> (e % 4 * 8) & 255);
-        v[e] = __fmul_rn(static_cast<float>(code), scale[i]);
-      }
-      uint8_t* const row = base + TokenOffset(t, plane, to[i]);
-      if (count == 8 && dtype != kF32 && plane.dim_stride == 2) {
-        StoreEight(dtype, v, row + 2 * at);
-      } else {
-        for (int e = 0; e < count; ++e) {
-          StoreBits(dtype, BitsAs(dtype, v[e]), row + (at + e) * plane.dim_stride);
-        }
+  for (int w = static_cast<int>(threadIdx.x); w < runs * wanted; w += threads) {
+    const int to = static_cast<int>(__umulhi(2 * w, magic));
+    const int token = t.token_begin + to, at = (w - to * runs) * 8;
+    const int count = min(8, head_dim - at);
+    float v[8];
+    Values(LoadCodes(codes + static_cast<size_t>(token) * head_dim + at, count),
+           LoadAs(/*fp16*/ 2, scales + 2 * token), v);
+    uint8_t* const row = base + TokenOffset(t, plane, to);
+    if (count == 8 && whole) {
+      StoreEight(dtype, v, row + 2 * at);
+    } else {
+      for (int e = 0; e < count; ++e) {
+        StoreBits(dtype, BitsAs(dtype, v[e]), row + (at + e) * plane.dim_stride);
       }
     }
   }
