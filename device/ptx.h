@@ -31,9 +31,18 @@ __device__ __forceinline__ void StoreIf(bool there, void* to, uint16_t bits) {
 #endif
 }
 
+// Asks for the line that p is in, to be in the L2 cache. p may be any address of an allocation.
+__device__ __forceinline__ void PrefetchL2(const void* p) {
+#ifndef KVCASK_CUDA_EMULATION
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
+#else
+  (void)p;
+#endif
+}
+
 // A block's dynamic shared memory by 32-bit addresses: where addresses are sums, generic pointers
 // cost an addition each. Loads by U8, U32 and U64 depend on their address alone, for the compiler:
-// they are for what does not change after a barrier. U16 and Store64 keep their order.
+// they are for what does not change after a barrier. U16, Ordered64 and Store64 keep their order.
 class SharedSpace {
  public:
 #ifdef KVCASK_CUDA_EMULATION
@@ -47,6 +56,7 @@ class SharedSpace {
     return *reinterpret_cast<const uint32_t*>(memory_ + at);
   }
   __device__ uint2 U64(uint32_t at) const { return *reinterpret_cast<const uint2*>(memory_ + at); }
+  __device__ uint2 Ordered64(uint32_t at) const { return U64(at); }
   __device__ void Store64(uint32_t at, uint2 v) {
     *reinterpret_cast<uint2*>(memory_ + at) = v;
   }
@@ -76,6 +86,11 @@ class SharedSpace {
   __device__ __forceinline__ static uint2 U64(uint32_t at) {
     uint2 v;
     asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+    return v;
+  }
+  __device__ __forceinline__ static uint2 Ordered64(uint32_t at) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
     return v;
   }
   __device__ __forceinline__ static void Store64(uint32_t at, uint2 v) {

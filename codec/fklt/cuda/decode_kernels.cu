@@ -74,8 +74,8 @@ __global__ void AnglesKernel(const AngleBatch batch) {
 
 // The order of tokens and where rows lie (FORMAT.md 3.1), from the token classes in shared memory:
 // amplitudes of n tokens, then their step classes. One warp. Returns the number of symbols.
-__device__ uint32_t Arrange(const DecodeTileDesc& t, const DeviceGroup& g, const int8_t* classes,
-                            int lane, TileState* s) {
+__device__ uint32_t Arrange(const DecodeTileDesc& t, const int8_t* classes, int lane,
+                            TileState* s) {
   const int n = t.coded;
   bool coarse = false;
   int step_class[4];
@@ -108,9 +108,8 @@ __device__ uint32_t Arrange(const DecodeTileDesc& t, const DeviceGroup& g, const
   }
   const int k = kMaxStepClass - lane;
   // Rows [those of the next coarser class that is there, those of this one) have `end` places.
-  const int rows = lane < kMaxRanges ? ActiveRows(g.sigma, g.dimensions, t.step_exponent,
-                                                  k < t.kcap ? k : t.kcap, t.threshold)
-                                     : 0;
+  const int rows =
+      lane < kMaxRanges ? t.active.rows[(k < t.kcap ? k : t.kcap) + kMaxStepClass] : 0;
   const uint32_t first = ClassSymbols(n);
   uint32_t symbols = 0;
   int from = 0, ranges = 0;
@@ -181,7 +180,7 @@ __device__ int OpenTile(const DecodeBatch& batch, const DecodeTileDesc& t, int8_
   state->x[lane] = x;
   if (lane == 0) state->cursor = words.cursor + begin / 2;
   __syncwarp();
-  const uint32_t symbols = Arrange(t, g, classes, lane, state);
+  const uint32_t symbols = Arrange(t, classes, lane, state);
   if ((symbols + kGroupSymbols - 1) / kGroupSymbols != static_cast<uint32_t>(t.groups)) {
     return kWrongGroups;
   }

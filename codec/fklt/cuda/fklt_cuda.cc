@@ -121,7 +121,16 @@ struct LoadedGroup {
   // By number of coordinates: those rows of `forward`, then the sketches of the rest, so that one
   // GEMM makes both. There are as many as the profile has presets.
   std::map<int, std::unique_ptr<DeviceMemory>> forward_and_sketch;
+  int active_step = std::numeric_limits<int>::min();
+  StepRows active{};
 };
+
+// Kernels count the elements of a group's y in 32 bits.
+absl::Status CheckBatch(int columns, uint64_t rows) {
+  if (rows * columns <= std::numeric_limits<uint32_t>::max()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("fklt: ", columns / kMaxTokens, " tiles of one group in a batch"));
+}
 
 // Tiles of one group in one batch, side by side in one GEMM.
 struct GemmBatch {
@@ -174,6 +183,12 @@ class Engine : public FkltCuda {
     return parts;
   }
   cudaStream_t stream() const override { return stream_; }
+  double LastSeconds() const override {
+    float ms = 0;
+    const bool known =
+        cudaEventElapsedTime(&ms, events_.front(), events_.back()) == cudaSuccess;
+    return known ? ms * 1e-3 : -1;
+  }
   std::vector<EngineRow> Rows(int group) const override {
     std::vector<EngineRow> rows;
     for (const MemberPlace& m : coders_[group]->members()) {
@@ -187,6 +202,8 @@ class Engine : public FkltCuda {
   absl::Status LoadGroups();
   // Checks one job and fills its description and segments; pointers are set later.
   absl::Status Plan(const DecodeJob& job, size_t index, DecodeTileDesc* tile);
+  // Of a group's tokens at a step: worked out again where the step is not the last one's.
+  const StepRows& Active(int group, int step_exponent);
   // See LoadedGroup::forward_and_sketch.
   absl::StatusOr<const __half*> ForwardAndSketch(int group, int rows);
   AngleBatch Angles(const AngleDesc* tables, size_t count) const {
@@ -390,6 +407,19 @@ absl::Status Engine::LoadGroups() {
   return status;
 }
 
+const StepRows& Engine::Active(int group, int step_exponent) {
+  LoadedGroup& g = *groups_[group];
+  if (g.active_step != step_exponent) {
+    const GroupModel& model = coders_[group]->model();
+    for (int k = -kMaxStepClass; k <= kMaxStepClass; ++k) {
+      g.active.rows[k + kMaxStepClass] = static_cast<uint16_t>(ActiveRows(
+          model.sigma.data(), model.dimensions, step_exponent, k, profile_->active_threshold));
+    }
+    g.active_step = step_exponent;
+  }
+  return g.active;
+}
+
 absl::StatusOr<const __half*> Engine::ForwardAndSketch(int group, int rows) {
   LoadedGroup& g = *groups_[group];
   std::unique_ptr<DeviceMemory>& memory = g.forward_and_sketch[rows];
@@ -456,8 +486,8 @@ absl::Status Engine::Plan(const DecodeJob& job, size_t index, DecodeTileDesc* ti
   t.step_exponent = header.step_exponent;
   t.kcap = header.kcap;
   t.groups = header.groups;
-  t.rows = ActiveRows(coder.model().sigma.data(), coder.dimensions(), header.step_exponent,
-                      header.kcap, profile_->active_threshold);
+  t.active = Active(job.group, header.step_exponent);
+  t.rows = t.active.rows[header.kcap + kMaxStepClass];
   const size_t total = static_cast<size_t>(header.groups) * kGroupSymbols;
   if (total < static_cast<size_t>(ClassSymbols(t.coded)) ||
       total > SymbolLayout::MaxSymbols(t.coded, coder.dimensions())) {
@@ -533,11 +563,7 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
   }
   for (GemmBatch& g : gemms) {
     g.rows = (g.rows + 7) / 8 * 8;  // tensor cores' stride
-    // Kernels count y's bytes in 32 bits.
-    if (static_cast<uint64_t>(g.rows) * g.columns >= uint64_t{1} << 31) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("fklt: ", g.columns / kMaxTokens, " tiles of one group in a batch"));
-    }
+    if (absl::Status s = CheckBatch(g.columns, g.rows); !s.ok()) return s;
   }
 
   // Inputs: one copy of descriptions, planes, pages, positions and tiles.
@@ -742,8 +768,8 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     t.limit = static_cast<uint32_t>(kRawHeaderBytes + token_bytes * job.tokens - 1);
     t.out = device_out[i];
     t.symbols = symbols;
-    const int rows = ActiveRows(coder.model().sigma.data(), coder.dimensions(), t.step_exponent,
-                                kEncodeKcap, t.threshold);
+    t.active = Active(job.group, t.step_exponent);
+    const int rows = t.active.rows[kEncodeKcap + kMaxStepClass];
     const size_t most = SymbolLayout::MaxSymbols(job.tokens, rows);
     symbols += (most + 127) / 128 * 128;
     segments_most = std::max(
@@ -760,6 +786,10 @@ absl::Status Engine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* cons
     job_of.push_back(i);
   }
   if (tiles.empty()) return absl::OkStatus();
+  for (size_t g = 0; g < gemms.size(); ++g) {
+    const uint64_t rows = gemms[g].rows + coders_[g]->sketch_blocks();
+    if (absl::Status s = CheckBatch(gemms[g].columns, rows); !s.ok()) return s;
+  }
   const AngleTables angles(jobs, job_of);
 
   struct Inputs {
@@ -948,6 +978,7 @@ class OwnedEngine : public CudaEngine {
     return engine_->Encode(jobs, out);
   }
   cudaStream_t stream() const override { return engine_->stream(); }
+  double LastSeconds() const override { return engine_->LastSeconds(); }
 
  private:
   Geometry shard_;

@@ -49,7 +49,7 @@ struct alignas(8) SymbolEntry {
   int32_t code;   // its first slot | frequency - 4,096 << 12
   float value;    // in steps; a NaN whose last byte is the symbol: it is an escape or shifted
 };
-inline constexpr int kMostEntries = 6528;  // in shared memory
+inline constexpr int kMostEntries = 3072;  // in shared memory; profiles have 2,300 to 2,600
 inline constexpr uint32_t kNoEntries = 0xffffffffu;
 
 // The encoder's symbols: class << 8 | integer + 128; a last byte of 0: the integer is beyond 127 and
@@ -83,6 +83,11 @@ struct AngleDesc {
   int tokens;
 };
 
+// Coordinates of a token, by its step class + 6: ActiveRows.
+struct StepRows {
+  uint16_t rows[2 * kMaxStepClass + 1];
+};
+
 // A tile to be decoded.
 struct DecodeTileDesc {
   const uint8_t* bytes;  // of the tile, on the device
@@ -108,6 +113,7 @@ struct DecodeTileDesc {
   int source_dtype, dtype;
   int token_begin, token_end, layer_begin, layer_end, first_plane;
   float y_scale;
+  StepRows active;
 };
 
 struct SegmentDesc {
@@ -163,6 +169,7 @@ struct EncodeTileDesc {
   float y_scale;              // of y as the GEMM left it, to coordinates
   float sketch_scale;         // the same of its sketches
   float rounding, kappa, bf16_floor, largest_kld;
+  StepRows active;
 };
 
 // What becomes of a tile.

@@ -18,7 +18,7 @@ constexpr int kQuantiseThreads = 512;
 constexpr int kParts = kQuantiseThreads / kMaxTokens;  // of the rows, for each token
 constexpr int kStepClasses = 13;
 
-constexpr int kTogether = 4;  // rows whose loads are under way at once
+constexpr int kTogether = 3;  // rows whose loads are under way at once
 // A class's centroids of 0 to 3 less those integers; the rest, 0.
 constexpr int kOffCentre = 5;
 constexpr float kWhole = 8388608.0f;  // 2^23: a float's last bit is 1 there
@@ -46,6 +46,11 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
   const int p = threadIdx.x % kMaxTokens, part = threadIdx.x / kMaxTokens;
   const __half* const y = Opaque(t.y + t.column);
   const size_t stride = t.y_stride;
+
+  // All of y is wanted, soon: a row has two lines.
+  for (int r = static_cast<int>(threadIdx.x) / 2; r < t.gemm_rows; r += kQuantiseThreads / 2) {
+    PrefetchL2(y + r * stride + threadIdx.x % 2 * (kMaxTokens / 2));
+  }
 
   // Sensitivities.
   {
@@ -97,8 +102,7 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
   __syncthreads();
   if (threadIdx.x < kStepClasses) {
     const int k = static_cast<int>(threadIdx.x) - kMaxStepClass;
-    rows_of[threadIdx.x] =
-        ActiveRows(g.sigma, g.dimensions, t.step_exponent, min(k, kcap), t.threshold);
+    rows_of[threadIdx.x] = t.active.rows[min(k, kcap) + kMaxStepClass];
   }
   if (part == 0 && p < n) {
     // Finer steps first, then in the order of tokens.
@@ -136,7 +140,7 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
   const int my_rows = p < n ? rows_at[p] : 0;
 
   // Amplitudes, from rows that a token of class 0 has.
-  const int rows0 = ActiveRows(g.sigma, g.dimensions, t.step_exponent, 0, t.threshold);
+  const int rows0 = t.active.rows[kMaxStepClass];
   {
     float total = 0;
     const int end = min(rows0, my_rows);
@@ -171,20 +175,20 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
     const int k = k_of[token];
     const int term = 5 * (TokenTerm(a_of[token], k) + RowTerm(0, t.step_exponent)) + 528;
     const float steps = StepOf(-t.step_exponent, -k) * t.y_scale;  // a unit of y has
-    const size_t apart = kParts * stride;                          // of y, a thread's rows
+    const uint32_t apart = kParts * static_cast<uint32_t>(stride);  // of y, a thread's rows
     float squares = 0;                                             // of errors in steps
     const float rounding = t.rounding;
     // `together` rows from `r` on, kParts apart; their symbols are `each` apart.
-    const auto quantise = [&](auto together, const __half* from, const int16_t* sigma,
-                              uint32_t at, int each) {
+    const int16_t* const sigma = Opaque(g.sigma);
+    const auto quantise = [&](auto together, uint32_t from, int r, uint32_t at, int each) {
       constexpr int kRows = decltype(together)::value;
       float values[kRows];
       int sigmas[kRows];
       // Stores could be to what is loaded: all loads before them.
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        values[i] = __half2float(from[i * apart]);
-        sigmas[i] = sigma[i * kParts];
+        values[i] = __half2float(y[from + i * apart]);
+        sigmas[i] = sigma[r + i * kParts];
       }
       bool large = false;  // an integer that has no byte
 #pragma unroll
@@ -215,32 +219,32 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
     for (int m = 0; m < ranges && p < places[m]; ++m) {
       const int end = first_row[m + 1], count = places[m], each = kParts * count;
       int r = first_row[m] + part;
-      const __half* from = y + r * stride + token;
+      uint32_t from = r * static_cast<uint32_t>(stride) + token;
       uint32_t at = start[m] + static_cast<uint32_t>(part * count) + p;
       for (; r + (kTogether - 1) * kParts < end; r += kTogether * kParts) {
-        quantise(std::integral_constant<int, kTogether>(), from, g.sigma + r, at, each);
+        quantise(std::integral_constant<int, kTogether>(), from, r, at, each);
         from += kTogether * apart;
         at += kTogether * each;
       }
       for (; r < end; r += kParts) {
-        quantise(std::integral_constant<int, 1>(), from, g.sigma + r, at, each);
+        quantise(std::integral_constant<int, 1>(), from, r, at, each);
         from += apart;
         at += each;
       }
     }
     const float step = StepOf(t.step_exponent, k);
     float rest = 0, sketched = 0;
-    const __half* from = y + static_cast<size_t>(my_rows + part) * stride + token;
+    uint32_t from = (my_rows + part) * static_cast<uint32_t>(stride) + token;
 #pragma unroll 4
     for (int r = my_rows + part; r < min(t.gemm_rows, g.dimensions); r += kParts) {
-      const float v = __half2float(*from);
+      const float v = __half2float(y[from]);
       rest += v * v;
       from += apart;
     }
     const int sketches = (g.dimensions + 15) / 16 - t.gemm_rows / 16;
-    from = y + static_cast<size_t>(t.gemm_rows + part) * stride + token;
+    from = (t.gemm_rows + part) * static_cast<uint32_t>(stride) + token;
     for (int i = part; i < sketches; i += kParts) {
-      const float v = __half2float(*from);
+      const float v = __half2float(y[from]);
       sketched += v * v;
       from += apart;
     }

@@ -26,11 +26,16 @@ constexpr int kSteps = 4;  // done at a time
 constexpr uint32_t kSlots = kTableSlots - 1;
 constexpr uint32_t kRingBytes = 512;
 // Shared memory: the classes' entries, then from a multiple of 4,096 on the slots' symbols, the
-// symbols' entries and the rings.
+// symbols' entries, and of each warp the ring and what it needs of its tile's state.
 constexpr uint32_t kIndexBytes = kClasses * kTableSlots;
 constexpr uint32_t kEntriesAt = kIndexBytes;
 constexpr uint32_t kRingsAt = kEntriesAt + kMostEntries * sizeof(SymbolEntry);
-constexpr uint32_t kAlignedBytes = kRingsAt + kMaxWarps * kRingBytes;
+constexpr uint32_t kPlacesAt = kRingsAt + kMaxWarps * kRingBytes;
+constexpr uint32_t kPlaceBytes = kMaxTokens * sizeof(TilePlace);
+constexpr uint32_t kRangesAt = kPlacesAt + kMaxWarps * kPlaceBytes;
+constexpr uint32_t kRangeBytes = 16 * 16;  // a range has 12 bytes in 16
+constexpr uint32_t kAlignedBytes = kRangesAt + kMaxWarps * kRangeBytes;
+static_assert(sizeof(TileRange) == 12 && kMaxRanges + 1 <= 16);
 constexpr uint32_t kSharedBytes = kAlignedBytes + kTableSlots - 1024;  // what CUDA keeps is 1,024
 static_assert(kRingsAt % kRingBytes == 0);
 static_assert(kSharedBytes <= 227 * 1024 - 1024);
@@ -80,6 +85,16 @@ struct Words {
   }
 };
 
+// What a warp has of its tile in shared memory, and the rest that is asked there.
+struct Tile {
+  SharedSpace shared;
+  uint32_t places, ranges_at;  // there
+  const int16_t* sigma;
+  uint32_t y_stride;
+  uint32_t symbols;  // coordinates
+  int ranges;
+};
+
 // A range of rows with equally many places: the same for all lanes but for `offset`.
 struct Range {
   uint32_t end;     // in the segment: symbols from there on are of other ranges
@@ -89,47 +104,46 @@ struct Range {
   uint32_t magic;
 
   // That of coordinate `at` of the tile, which is symbol at - first of the segment.
-  __device__ __forceinline__ void Find(const TileState& s, uint32_t at, uint32_t first,
-                                       uint32_t my) {
+  __device__ __forceinline__ void Find(const Tile& t, uint32_t at, uint32_t first, uint32_t my) {
     uint32_t begin = 0;
     int r = 0;
-    TileRange g = s.range[0];
-    while (at - begin >= g.symbols && r < s.ranges) {
-      begin += g.symbols;
-      g = s.range[++r];
+    uint2 g = t.shared.Ordered64(t.ranges_at);  // symbols, magic
+    while (at - begin >= g.x && r < t.ranges) {
+      begin += g.x;
+      g = t.shared.Ordered64(t.ranges_at + 16 * ++r);
     }
-    end = begin + g.symbols - first;
+    const uint32_t rows = t.shared.Ordered64(t.ranges_at + 16 * r + 8).x;
+    end = begin + g.x - first;
     offset = first + my - begin;
-    row = g.row;
-    minus_count = 0u - g.count;
-    magic = g.magic;
+    row = rows & 0xffff;
+    minus_count = 0u - (rows >> 16);
+    magic = g.y;
   }
 };
 
 // A symbol on its way: what its class is worked out from, when that has come from memory.
 struct Coming {
-  TilePlace place;
+  float step;
+  int term;
   int sigma;
   uint32_t to;  // in y
 };
 
 // Of symbol `at` of the range.
-__device__ __forceinline__ Coming AskWithin(const Range& range, const TileState* state,
-                                            const int16_t* sigma, uint32_t y_stride, uint32_t at) {
+__device__ __forceinline__ Coming AskWithin(const Range& range, const Tile& t, uint32_t at) {
   const uint32_t in_range = __umulhi(2 * at, range.magic);
   const uint32_t place = at + in_range * range.minus_count;
   const uint32_t row = range.row + in_range;
-  return {state->place[place], sigma[row], row * y_stride + place};
+  const uint2 p = t.shared.Ordered64(t.places + place * sizeof(TilePlace));
+  return {__uint_as_float(p.x), static_cast<int>(p.y), t.sigma[row], row * t.y_stride + place};
 }
 
 // Of coordinate `at` of the tile. Beyond the last one: anything that may be read.
-__device__ __attribute__((noinline)) Coming AskAnywhere(const TileState* state,
-                                                        const int16_t* sigma, uint32_t y_stride,
-                                                        uint32_t at) {
-  if (at >= state->symbols) return {state->place[0], sigma[0], 0};
+__device__ __attribute__((noinline)) Coming AskAnywhere(Tile t, uint32_t at) {
+  if (at >= t.symbols) return {0, 0, t.sigma[0], 0};
   Range range;
-  range.Find(*state, at, 0, 0);
-  return AskWithin(range, state, sigma, y_stride, at + range.offset);
+  range.Find(t, at, 0, 0);
+  return AskWithin(range, t, at + range.offset);
 }
 
 struct Symbol {
@@ -138,7 +152,7 @@ struct Symbol {
 };
 
 __device__ __forceinline__ Symbol Arrived(const Coming& c, SharedSpace shared, uint32_t index) {
-  const int number = max(0, min(kClasses - 1, (5 * c.sigma + c.place.term) >> 5));
+  const int number = max(0, min(kClasses - 1, (5 * c.sigma + c.term) >> 5));
   return {index + (static_cast<uint32_t>(number) << 12),
           shared.U32(shared.begin() + 4 * static_cast<uint32_t>(number))};
 }
@@ -289,30 +303,48 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     const uint32_t end = min(s.symbols, last - min(last, s.first));
     const bool mine = lane < static_cast<int>(lanes);
     const bool plain = tables.complete && !state->coarse;
-    const int16_t* const sigma = Opaque(batch.groups[t.group].sigma);
-    const uint32_t y_stride = t.y_stride;
     __half* const y = Opaque(t.y + t.column);
     // Lanes without a part do what lane 0 does, and keep nothing of it.
     const uint32_t my = mine ? lane : 0;
+    const Tile tile{shared,
+                    index + kPlacesAt + warp * kPlaceBytes,
+                    index + kRangesAt + warp * kRangeBytes,
+                    Opaque(batch.groups[t.group].sigma),
+                    static_cast<uint32_t>(t.y_stride),
+                    state->symbols,
+                    state->ranges};
+    __syncwarp();  // who still reads the last one's
+    for (int i = lane; i < kMaxTokens; i += 32) {
+      const TilePlace& place = state->place[i];
+      shared.Store64(tile.places + i * sizeof(TilePlace),
+                     make_uint2(__float_as_uint(place.step), static_cast<uint32_t>(place.term)));
+    }
+    if (lane <= tile.ranges) {
+      const TileRange& g = state->range[lane];
+      shared.Store64(tile.ranges_at + 16 * lane, make_uint2(g.symbols, g.magic));
+      shared.Store64(tile.ranges_at + 16 * lane + 8,
+                     make_uint2(g.row | static_cast<uint32_t>(g.count) << 16, 0));
+    }
+    __syncwarp();
     Range range;
     {
       const uint32_t first = s.first - state->first_symbol;  // modulo 2^32, as all of these
-      range.Find(*state, j + first, first, my);
+      range.Find(tile, j + first, first, my);
     }
     const auto look_ahead = [&](uint32_t from, Coming* next) {
       if (from + kSteps * lanes <= range.end) {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          next[i] = AskWithin(range, state, sigma, y_stride, from + range.offset + i * lanes);
+          next[i] = AskWithin(range, tile, from + range.offset + i * lanes);
         }
         return;
       }
       const uint32_t first = batch.segments[batch.first_segment + n].first - state->first_symbol;
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        next[i] = AskAnywhere(state, sigma, y_stride, from + first + my + i * lanes);
+        next[i] = AskAnywhere(tile, from + first + my + i * lanes);
       }
-      range.Find(*state, from + first + kSteps * lanes, first, my);
+      range.Find(tile, from + first + kSteps * lanes, first, my);
     };
     // Steps [j, j + 4) of each lane, and asks for the four after them.
     const auto round = [&](const Coming* now, Coming* next) {
@@ -333,7 +365,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
           Take(shared, ring, mine && x < 4096, below, &words.cursor, &x);
           done = i + 1;
           // Special ones follow, to the same place.
-          Keep(mine, y + now[i].to, value * now[i].place.step);
+          Keep(mine, y + now[i].to, value * now[i].step);
           const bool special = mine && value != value;
           if (__any_sync(kAll, special)) {
             const After after =
@@ -341,7 +373,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
                         static_cast<int8_t>(e.y), special, x, words.cursor);
             x = after.x;
             words.cursor = after.cursor;
-            Keep(special, y + now[i].to, Within(after.value * now[i].place.step));
+            Keep(special, y + now[i].to, Within(after.value * now[i].step));
             // What the ring has is enough for 32 words a step, no longer for all of them.
             if (static_cast<int>(words.filled - words.cursor) < 64 * (kSteps - 1 - i)) break;
           }
@@ -355,7 +387,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
         words.Fill(shared, lane);
         const uint2 after =
             FullStep(tables, shared, ring, (symbol[i].index - index) >> 12, now[i].to,
-                     now[i].place.step, mine && at + lane < end, below, y, x, words.cursor);
+                     now[i].step, mine && at + lane < end, below, y, x, words.cursor);
         x = after.x;
         words.cursor = after.y;
       }
