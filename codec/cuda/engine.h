@@ -53,6 +53,9 @@ class CudaEngine {
                               absl::Span<uint8_t* const> device_out) = 0;
 
   virtual cudaStream_t stream() const = 0;
+  // What the last batch took on the device, copies of descriptions and verdicts included, the
+  // host's planning not. Negative: unknown.
+  virtual double LastSeconds() const = 0;
 };
 
 }  // namespace kvcask

@@ -21,6 +21,7 @@
 #include "codec/cuda/device_plane.h"
 #include "device/cuda_status.h"
 #include "device/memory.h"
+#include "device/timer.h"
 
 namespace kvcask {
 
@@ -97,6 +98,7 @@ class JobBatch {
   absl::Status Send(cudaStream_t stream) {
     std::copy(items_.begin(), items_.end(), host_.items);
     std::fill(host_.failed, host_.failed + items_.size(), 0);
+    timer_.Begin(stream);
     KVCASK_CUDA(
         cudaMemcpyAsync(inputs_.data(), staging_.data(), used_, cudaMemcpyHostToDevice, stream));
     return absl::OkStatus();
@@ -106,8 +108,11 @@ class JobBatch {
   absl::Status Receive(cudaStream_t stream) {
     KVCASK_CUDA(cudaMemcpyAsync(host_.failed, device_.failed, items_.size() * sizeof(int),
                                 cudaMemcpyDeviceToHost, stream));
+    timer_.End(stream);
     return absl::OkStatus();
   }
+  // From Send to Receive, of the device's time. Negative: unknown.
+  double DeviceSeconds() const { return timer_.Seconds(); }
   bool Failed(size_t i) const { return host_.failed[i] != 0; }
 
  private:
@@ -127,6 +132,7 @@ class JobBatch {
   DeviceMemory inputs_;
   PinnedMemory staging_;
   Parts host_{}, device_{};
+  DeviceTimer timer_;
 };
 
 }  // namespace kvcask

@@ -116,6 +116,7 @@ class FixedEngine : public CudaEngine {
     return rows;
   }
   cudaStream_t stream() const override { return stream_; }
+  double LastSeconds() const override { return batch_.DeviceSeconds(); }
 
   absl::Status StartDecode(absl::Span<DecodeJob> jobs,
                            absl::Span<const uint8_t* const> device_tiles) override;

@@ -55,6 +55,7 @@ class Int8Engine : public CudaEngine {
     return rows;
   }
   cudaStream_t stream() const override { return stream_; }
+  double LastSeconds() const override { return batch_.DeviceSeconds(); }
 
   absl::Status StartDecode(absl::Span<DecodeJob> jobs,
                            absl::Span<const uint8_t* const> device_tiles) override {
