@@ -190,6 +190,11 @@ inline float __fadd_rz(float a, float b) {
   const float r = static_cast<float>(exact);
   return std::fabs(static_cast<double>(r)) > std::fabs(exact) ? std::nextafter(r, 0.0f) : r;
 }
+inline float __fmul_rz(float a, float b) {
+  const double exact = static_cast<double>(a) * b;
+  const float r = static_cast<float>(exact);
+  return std::fabs(static_cast<double>(r)) > std::fabs(exact) ? std::nextafter(r, 0.0f) : r;
+}
 inline float __fsub_rn(float a, float b) { return __fadd_rn(a, -b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float v) { return std::sqrt(v); }

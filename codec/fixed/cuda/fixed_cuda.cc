@@ -4,6 +4,7 @@
 #include <absl/types/span.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <type_traits>
 #include <utility>
@@ -46,17 +47,33 @@ size_t RowBytes(FixedCoder coder, int head_dim) {
   return 2 + (n * coder + 7) / 8;
 }
 
-TurboTable MakeTable(int bits, int head_dim) {
+// False: a cell would have two thresholds.
+bool MakeTable(int bits, int head_dim, TurboTable* table) {
   const Codebook& book = LloydMaxCodebook(bits, head_dim);
   const int half = static_cast<int>(book.levels.size());
-  TurboTable table{};
+  *table = {};
   for (int m = 0; m < half; ++m) {
-    table.levels[half + m] = static_cast<float>(book.levels[m]) * kCodebookUnit;
-    table.levels[half - 1 - m] = -table.levels[half + m];
-    table.thresholds[m] = book.thresholds[m];
-    table.squares[m] = book.levels[m] * book.levels[m];
+    table->levels[half + m] = static_cast<float>(book.levels[m]) * kCodebookUnit;
+    table->levels[half - 1 - m] = -table->levels[half + m];
+    table->thresholds[m] = book.thresholds[m];
+    table->squares[m] = book.levels[m] * book.levels[m];
   }
-  return table;
+  const auto word = [&](int m) {
+    return static_cast<uint32_t>(m) << (32 - bits) | static_cast<uint32_t>(table->squares[m]);
+  };
+  for (int cell = 0, m = 0; cell < kTurboCells; ++cell) {
+    const bool last = cell + 1 == kTurboCells;
+    const auto is_here = [&] {
+      return m + 1 < half && (last || book.thresholds[m + 1] < static_cast<float>(cell + 1) / 4);
+    };
+    table->cell_words[cell][0] = word(m);
+    const float threshold =
+        is_here() ? book.thresholds[++m] : std::numeric_limits<float>::infinity();
+    table->cell_thresholds[cell][0] = table->cell_thresholds[cell][1] = threshold;
+    table->cell_words[cell][1] = word(m);
+    if (is_here()) return false;
+  }
+  return true;
 }
 
 // Elements of 16 bits side by side, rows at addresses that are multiples of 16, but for pages.
@@ -85,7 +102,8 @@ class FixedEngine : public CudaEngine {
       for (const PlaneInfo& p : planes) {
         for (int bits = kTurbo2Coder; bits <= kTurbo4Coder; ++bits) {
           if (!table_of_.emplace(std::pair(bits, p.head_dim), tables.size()).second) continue;
-          tables.push_back(MakeTable(bits, p.head_dim));
+          tables.emplace_back();
+          has_cells_.push_back(MakeTable(bits, p.head_dim, &tables.back()));
         }
       }
     }
@@ -150,6 +168,7 @@ class FixedEngine : public CudaEngine {
   const FixedPreset preset_;
   std::vector<std::vector<PlaneInfo>> planes_;      // of each group
   std::map<std::pair<int, int>, size_t> table_of_;  // by bits and head_dim
+  std::vector<bool> has_cells_;                     // of each table
   cudaStream_t stream_ = nullptr;
   DeviceMemory tables_;
 
@@ -173,9 +192,11 @@ FixedEngine::Plan FixedEngine::MakePlan(int group, absl::Span<const uint8_t> spe
     s.heads = plane.heads;
     s.head_dim = plane.head_dim;
     s.row_bytes = static_cast<int>(RowBytes(coder, plane.head_dim));
+    s.wide = 1;
     if (coder != kInt4Coder) {
-      s.table = reinterpret_cast<const TurboTable*>(tables_.data()) +
-                table_of_.at({coder, plane.head_dim});
+      const size_t table = table_of_.at({coder, plane.head_dim});
+      s.table = reinterpret_cast<const TurboTable*>(tables_.data()) + table;
+      s.wide = has_cells_[table];
     }
     std::copy_n(&specs[p * kFixedSpecBytes], kFixedSpecBytes, s.spec);
     plan.streams.push_back(s);
@@ -225,7 +246,7 @@ absl::Status FixedEngine::Send(absl::Span<Job> jobs, ViewOf view_of, bool with_t
     }
     s.plane = placed.planes + s.index;  // a group is one layer: all of its planes, or none
     s.pages = placed.pages;
-    s.wide = pages_aligned && IsWide(view.planes[s.index], view.dtype);
+    s.wide = s.wide && pages_aligned && IsWide(view.planes[s.index], view.dtype);
     if (with_tiles) s.tile = tile;
   }
   return batch_.Send(stream_);

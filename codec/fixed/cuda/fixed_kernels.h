@@ -18,6 +18,8 @@ constexpr int kFixedHeaderBytes = 4, kFixedSpecBytes = 8;  // of a tile, of each
 // Frozen in the file format (codec/fixed/FORMAT.md).
 constexpr int kInt4Bits = 4, kInt4Group = 32;
 
+constexpr int kTurboCells = 16;
+
 enum FixedCoder : int {
   kNoCoder = 0,
   kInt4Coder = 1,
@@ -27,10 +29,13 @@ enum FixedCoder : int {
 };
 
 // What rows of one codebook share. Of 2^bits codes.
-struct TurboTable {
+struct alignas(8) TurboTable {
   float levels[16];     // by code
   float thresholds[8];  // [m]: from here on a magnitude belongs to level m or a higher one
   int squares[8];       // of the levels' integers
+  // Where the level of a magnitude is looked up: cells of 1/4, the last one without end.
+  float cell_thresholds[kTurboCells][2];  // the one in the cell, twice; infinity: none
+  uint32_t cell_words[kTurboCells][2];    // below it, from it on: m << (32 - bits) | its square
 };
 
 // One stream of one tile.
@@ -44,8 +49,8 @@ struct FixedStream {
   int index;                // among the tile's streams
   int heads, head_dim, row_bytes;
   int tokens, page_tokens;
-  int dtype;                      // of source or destination
-  int wide;                       // elements of 16 bits, side by side; rows aligned to 16
+  int dtype;  // of source or destination
+  int wide;   // elements of 16 bits, side by side, rows aligned to 16; turbo: the table has cells
   int token_begin, token_end;     // decoding: wanted
   uint8_t spec[kFixedSpecBytes];  // encoding: what the tile says of the stream
 };

@@ -46,7 +46,7 @@ __device__ __forceinline__ bool RangeOf(const float* v, int count, Range* range)
     if (e < count) {
       low = fminf(low, v[e]);
       high = fmaxf(high, v[e]);
-      poison = __fadd_rn(poison, __fmul_rn(v[e], 0.0f));
+      poison = fmaf(v[e], 0.0f, poison);
     }
   }
 #pragma unroll
@@ -64,35 +64,43 @@ __device__ __forceinline__ bool RangeOf(const float* v, int count, Range* range)
 
 // Codes of eight elements, the first in the lowest bits.
 __device__ __forceinline__ uint32_t CodesOf(const float* v, const Range& range) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the nearest integer
+  // 1.5 * 2^23: a sum with it has the nearest integer in its last bits, above which are kBits.
+  constexpr float kRound = 12582912.0f;
+  constexpr uint32_t kBits = 0x4b400000;
   uint32_t packed = 0;
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const float code = __fmul_rn(__fsub_rn(v[e], range.zero), range.inverse);
-    packed |= (__float_as_uint(__fadd_rn(fminf(code, kCodes), kRound)) & 15) << (4 * e);
+    packed += (__float_as_uint(__fadd_rn(fminf(code, kCodes), kRound)) - kBits) << (4 * e);
   }
   return packed;
 }
-
-__device__ __forceinline__ void StoreWord(uint32_t word, int bytes, uint8_t* to) {
-  if (bytes == 4 && Aligned(to, 4)) {
-    *reinterpret_cast<uint32_t*>(to) = word;
-    return;
+__device__ __forceinline__ void ElementsOf(uint32_t packed, uint32_t halves, float* v) {
+  const float scale = FloatOfHalf(halves & 0xffff), zero = FloatOfHalf(halves >> 16);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    // 2^23 + code, less 2^23.
+    const float code =
+        __fsub_rn(__uint_as_float(0x4b000000 | (packed >> (4 * e) & 15)), 8388608.0f);
+    v[e] = __fadd_rn(__fmul_rn(code, scale), zero);
   }
+}
+__device__ __forceinline__ bool IsRange(uint32_t halves) {
+  return (halves & 0xffff) < kInfiniteHalfBits && IsFiniteHalfBits(halves >> 16);
+}
+
+__device__ __forceinline__ void StoreBytes(uint32_t word, int bytes, uint8_t* to) {
   for (int i = 0; i < bytes; ++i) to[i] = static_cast<uint8_t>(word >> (8 * i));
 }
-__device__ __forceinline__ uint32_t LoadWord(const uint8_t* from, int bytes) {
-  if (bytes == 4 && Aligned(from, 4)) return *reinterpret_cast<const uint32_t*>(from);
+__device__ __forceinline__ uint32_t LoadBytes(const uint8_t* from, int bytes) {
   uint32_t word = 0;
   for (int i = 0; i < bytes; ++i) word |= static_cast<uint32_t>(from[i]) << (8 * i);
   return word;
 }
 
-// The range and the codes of one run of a row.
-__device__ __forceinline__ void StoreRun(const Runs& runs, const Range& range, const float* v,
-                                         int run, int count, uint8_t* row) {
-  if (run % kLanes == 0) StoreWord(range.halves, 4, row + 4 * (run / kLanes));
-  if (count > 0) StoreWord(CodesOf(v, range), (count + 1) / 2, row + 4 * runs.groups + 4 * run);
+// Whole groups, and words on either side.
+__device__ __forceinline__ bool IsPlain(const FixedStream& s, const uint8_t* rows) {
+  return s.wide && s.head_dim % kInt4Group == 0 && Aligned(rows, 4);
 }
 
 __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* streams, int* failed) {
@@ -108,16 +116,17 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* stre
   const int step = static_cast<int>(blockDim.x), mine = static_cast<int>(threadIdx.x);
   bool bad = false;
   // All lanes of a warp go round equally often: they shuffle.
-  if (s.wide && s.head_dim % kInt4Group == 0) {
+  if (IsPlain(s, rows)) {
     for (int first = mine; first - mine < runs.all; first += kTogether * step) {
       uint4 raw[kTogether];
-      int token[kTogether], run[kTogether];
+      uint32_t* row[kTogether];
+      int run[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const int w = min(first + i * step, runs.all - 1);
-        token[i] = runs.Token(w);
-        run[i] = w - token[i] * runs.of_row;
-        raw[i] = LoadWide(base + TokenOffset(s, plane, token[i]) + 16 * run[i]);
+        const int w = min(first + i * step, runs.all - 1), token = runs.Token(w);
+        run[i] = w - token * runs.of_row;
+        row[i] = reinterpret_cast<uint32_t*>(rows + token * row_bytes);
+        raw[i] = LoadWide(base + TokenOffset(s, plane, token) + 16 * run[i]);
       }
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
@@ -126,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* stre
         Range range;
         bad |= !RangeOf(v, 8, &range);
         if (first + i * step >= runs.all) continue;
-        StoreRun(runs, range, v, run[i], 8, rows + static_cast<size_t>(token[i]) * row_bytes);
+        if (run[i] % kLanes == 0) row[i][run[i] / kLanes] = range.halves;
+        row[i][runs.groups + run[i]] = CodesOf(v, range);
       }
     }
   } else {
@@ -143,7 +153,9 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* stre
         if (e >= count) v[e] = range.zero;  // codes 0
       }
       if (!there) continue;
-      StoreRun(runs, range, v, run, count, rows + static_cast<size_t>(token) * row_bytes);
+      uint8_t* const row = rows + token * row_bytes;
+      if (run % kLanes == 0) StoreBytes(range.halves, 4, row + 4 * (run / kLanes));
+      StoreBytes(CodesOf(v, range), (count + 1) / 2, row + 4 * runs.groups + 4 * run);
     }
   }
   if (bad) failed[blockIdx.x] = 1;
@@ -159,42 +171,40 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const FixedStream* stre
       RowsOfHead(s, head) + static_cast<size_t>(s.token_begin) * s.row_bytes;
   const Runs runs(s.head_dim, s.token_end - s.token_begin);
   const int dtype = s.dtype, row_bytes = s.row_bytes, step = static_cast<int>(blockDim.x);
-  const bool wide = s.wide;
   bool bad = false;
-  // Loads of all runs are under way before the first is stored.
-  for (int first = threadIdx.x; first < runs.all; first += kTogether * step) {
-    uint32_t halves[kTogether], packed[kTogether];
-    int token[kTogether];
+  if (IsPlain(s, rows)) {
+    // Loads of all runs are under way before the first is stored.
+    for (int first = threadIdx.x; first < runs.all; first += kTogether * step) {
+      uint32_t halves[kTogether], packed[kTogether];
+      uint8_t* to[kTogether];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int w = min(first + i * step, runs.all - 1);
-      token[i] = runs.Token(w);
-      const int run = w - token[i] * runs.of_row;
-      const uint8_t* const row = rows + static_cast<size_t>(token[i]) * row_bytes;
-      halves[i] = LoadWord(row + 4 * (run / kLanes), 4);
-      packed[i] = LoadWord(row + 4 * runs.groups + 4 * run, (runs.Count(run) + 1) / 2);
+      for (int i = 0; i < kTogether; ++i) {
+        const int w = min(first + i * step, runs.all - 1), token = runs.Token(w);
+        const int run = w - token * runs.of_row;
+        const auto* const row = reinterpret_cast<const uint32_t*>(rows + token * row_bytes);
+        halves[i] = row[run / kLanes];
+        packed[i] = row[runs.groups + run];
+        to[i] = base + TokenOffset(s, plane, token) + 16 * run;
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (first + i * step >= runs.all) break;
+        bad |= !IsRange(halves[i]);
+        float v[8];
+        ElementsOf(packed[i], halves[i], v);
+        StoreWide(dtype, v, to[i]);
+      }
     }
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int w = first + i * step;
-      if (w >= runs.all) break;
-      const int run = w - token[i] * runs.of_row, count = runs.Count(run);
-      bad |= (halves[i] & 0xffff) >= kInfiniteHalfBits || !IsFiniteHalfBits(halves[i] >> 16);
-      const float scale = FloatOfHalf(halves[i] & 0xffff), zero = FloatOfHalf(halves[i] >> 16);
+  } else {
+    for (int w = threadIdx.x; w < runs.all; w += step) {
+      const int token = runs.Token(w), run = w - token * runs.of_row, count = runs.Count(run);
+      const uint8_t* const row = rows + token * row_bytes;
+      const uint32_t halves = LoadBytes(row + 4 * (run / kLanes), 4);
+      bad |= !IsRange(halves);
       float v[8];
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        // 2^23 + code, less 2^23.
-        const float code =
-            __fsub_rn(__uint_as_float(0x4b000000 | (packed[i] >> (4 * e) & 15)), 8388608.0f);
-        v[e] = __fadd_rn(__fmul_rn(code, scale), zero);
-      }
-      uint8_t* const to = base + TokenOffset(s, plane, token[i]);
-      if (count == 8 && wide) {
-        StoreWide(dtype, v, to + 16 * run);
-      } else {
-        StoreElements(dtype, plane.dim_stride, to, 8 * run, count, v);
-      }
+      ElementsOf(LoadBytes(row + 4 * runs.groups + 4 * run, (count + 1) / 2), halves, v);
+      StoreElements(dtype, plane.dim_stride, base + TokenOffset(s, plane, token), 8 * run, count,
+                    v);
     }
   }
   if (bad) failed[blockIdx.x] = 1;

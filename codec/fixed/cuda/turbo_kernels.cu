@@ -58,15 +58,16 @@ __device__ __forceinline__ void ApplySigns(float* v, uint32_t odd) {
   for (int i = 0; i < 8 * S::kRuns; ++i) {
     const int element = i / 8 * 16 + i % 8;  // of an even lane
     const bool of_even = IsMinusSign(element), of_odd = IsMinusSign(element + 8);
-    if (of_even && of_odd) v[i] = Flip(v[i], 0x80000000u);
+    if (of_even && of_odd) v[i] = -v[i];
     if (of_even && !of_odd) v[i] = Flip(v[i], even);
     if (!of_even && of_odd) v[i] = Flip(v[i], odd);
   }
 }
 
-// The Walsh-Hadamard transform of each block, all lanes of the warp together.
+// The Walsh-Hadamard transform of each block, all lanes of the warp together. `sign`: 1, in odd
+// lanes -1.
 template <typename S>
-__device__ __forceinline__ void Transform(float* v, uint32_t odd) {
+__device__ __forceinline__ void Transform(float* v, float sign) {
 #pragma unroll
   for (int i = 0; i < 8 * S::kRuns; i += 8) {
 #pragma unroll
@@ -80,7 +81,7 @@ __device__ __forceinline__ void Transform(float* v, uint32_t odd) {
 #pragma unroll
   for (int i = 0; i < 8 * S::kRuns; ++i) {
     const float other = __shfl_xor_sync(0xffffffffu, v[i], 1);
-    v[i] = __fadd_rn(other, Flip(v[i], odd));
+    v[i] = fmaf(v[i], sign, other);  // the product is exact: one rounding, as of a sum
   }
 #pragma unroll
   for (int stride = 1; stride < S::kRuns; stride *= 2) {
@@ -114,6 +115,40 @@ __device__ __forceinline__ float SumOfSquares(const float* v) {
     for (int e = 0; e < step; ++e) sum[e] = __fadd_rn(sum[e], sum[e + step]);
   }
   return sum[0];
+}
+
+// A level as TurboTable's cells have it, with y's sign in the top bit.
+template <typename S>
+__device__ __forceinline__ uint32_t WordOf(float y, const TurboTable& table) {
+  const float magnitude = fabsf(y);
+  uint32_t word;
+  if constexpr (S::kHalf == 2) {
+    word = magnitude >= table.thresholds[1] ? table.cell_words[kTurboCells - 1][1]
+                                            : table.cell_words[0][0];
+  } else {
+    // Four times the magnitude, rounded down: the bits of so small a float are that integer.
+    const uint32_t cell =
+        __float_as_uint(__fmul_rz(fminf(magnitude, (kTurboCells - 1) / 4.0f), 0x1p-147f));
+    const uint2 words = *reinterpret_cast<const uint2*>(table.cell_words[cell]);
+    word = magnitude >= table.cell_thresholds[cell][0] ? words.y : words.x;
+  }
+  return word | (__float_as_uint(y) & 0x80000000u);
+}
+
+// The codes of eight words, the first in the lowest bits. Adds the levels' squares up.
+template <typename S>
+__device__ __forceinline__ uint32_t CodesOf(const uint32_t* words, uint32_t* energy) {
+  uint32_t packed = 0, sum = 0, tops = 0;
+#pragma unroll
+  for (int e = 7; e >= 0; --e) {
+    packed = packed << S::kBits | words[e] >> (32 - S::kBits);
+    sum += words[e];
+    tops |= static_cast<uint32_t>(S::kHalf) << (S::kBits * e);
+  }
+  *energy += sum & ((1u << (32 - S::kBits)) - 1);  // eight squares are below 2^26
+  // Of a field with sign s and level m: kHalf + m, or kHalf - 1 - m where s is set.
+  const uint32_t minus = packed & tops;
+  return packed ^ tops ^ (minus - (minus >> (S::kBits - 1)));
 }
 
 // Between a warp's bytes in shared memory, aligned to 4, and the tile's.
@@ -161,7 +196,9 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* stre
   const int head = static_cast<int>(blockIdx.y);
   if (s.coder != S::kBits || s.head_dim != S::kDim || !s.wide || head >= s.heads) return;
   if (head == 0) WriteSpec(s);
-  if (threadIdx.x == 0) table = *s.table;
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(TurboTable) / 4); i += kThreads) {
+    reinterpret_cast<uint32_t*>(&table)[i] = reinterpret_cast<const uint32_t*>(s.table)[i];
+  }
   __syncthreads();
   const DevicePlane plane = *s.plane;
   const uint8_t* const base = plane.data + head * plane.head_stride;
@@ -170,12 +207,10 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* stre
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int row_of_lane = lane / 2, part = lane % 2;
   const uint32_t odd = static_cast<uint32_t>(part) << 31;
+  const float sign = part == 0 ? 1.0f : -1.0f;
   uint8_t* const staged = reinterpret_cast<uint8_t*>(staging[warp]);
   uint8_t* const my_row = staged + row_of_lane * S::kRowBytes;
   const float root = __fsqrt_rn(static_cast<float>(S::kDim));
-  float thresholds[S::kHalf];
-#pragma unroll
-  for (int m = 0; m < S::kHalf; ++m) thresholds[m] = table.thresholds[m];
   bool bad = false;
   for (int first = kWarpRows * warp; first < tokens; first += kWarpRows * kWarps) {
     const int token = min(first + row_of_lane, tokens - 1);
@@ -190,21 +225,16 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const FixedStream* stre
     bad |= !isfinite(norm);
     const float to_unit = norm > 0 ? __fdiv_rn(root, norm) : 0.0f;
     ApplySigns<S>(v, odd);
-    Transform<S>(v, odd);
+    Transform<S>(v, sign);
     uint32_t energy = 0;  // below 128 * 2^23
 #pragma unroll
     for (int k = 0; k < S::kRuns; ++k) {
       const float factor =
           __fmul_rn(to_unit, __fdiv_rn(1.0f, __fsqrt_rn(static_cast<float>(16 * S::BlockOf(k)))));
-      uint32_t packed = 0;
+      uint32_t words[8];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const float y = __fmul_rn(v[8 * k + e], factor);
-        const uint32_t m = LevelOf<S::kHalf>(fabsf(y), thresholds);
-        energy += static_cast<uint32_t>(table.squares[m]);
-        packed |= CodeOf<S::kHalf>(m, y) << (S::kBits * e);
-      }
-      StoreCodes<S::kBits>(packed, my_row + 2 + (2 * k + part) * S::kBits);
+      for (int e = 0; e < 8; ++e) words[e] = WordOf<S>(__fmul_rn(v[8 * k + e], factor), table);
+      StoreCodes<S::kBits>(CodesOf<S>(words, &energy), my_row + 2 + (2 * k + part) * S::kBits);
     }
     energy += __shfl_xor_sync(0xffffffffu, energy, 1);
     const uint32_t half = ScaleOf(norm, energy);
@@ -235,6 +265,7 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const FixedStream* stre
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int part = lane % 2;
   const uint32_t odd = static_cast<uint32_t>(part) << 31;
+  const float sign = part == 0 ? 1.0f : -1.0f;
   uint8_t* const staged = reinterpret_cast<uint8_t*>(staging[warp]);
   bool bad = false;
   for (int first = kWarpRows * warp; first < tokens; first += kWarpRows * kWarps) {
@@ -257,7 +288,7 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const FixedStream* stre
         v[8 * k + e] = __fmul_rn(levels[code], factor);
       }
     }
-    Transform<S>(v, odd);
+    Transform<S>(v, sign);
     ApplySigns<S>(v, odd);
     __syncwarp();
     if (lane / 2 >= there) continue;
