@@ -337,13 +337,15 @@ TEST(CorpusGpuTest, FkltsFuzzInputsHaveTheCpusVerdict) {
     corpus.push_back(Read(absl::StrCat("codec/fklt/testdata/fuzz_tile_", i)));
   }
   const Counts kept = Drive(d, corpus, true);
-  EXPECT_EQ(kept.decoded, fklt::kGoldenTiles);
-  // Number 4 has symbols of up to 32,767 at coarse steps: coordinates beyond fp16, which saturate.
-  EXPECT_LE(kept.far, 1);
+  // Number 4 has symbols of up to 32,767 at coarse steps: coordinates beyond fp16 are the CPU's.
+  EXPECT_EQ(kept.decoded, fklt::kGoldenTiles - 1);
+  EXPECT_EQ(kept.left, 1);
+  EXPECT_EQ(kept.far, 0);
   const Counts damaged = Drive(d, Mutations(corpus, rng), true);
   EXPECT_GT(damaged.refused, kMutations / 4);
   EXPECT_GT(damaged.decoded, kMutations / 40);
-  EXPECT_LE(damaged.far, damaged.decoded / 2);
+  // Coordinates that fp16 holds can still add up to elements that it does not: no encoder makes such.
+  EXPECT_LE(damaged.far, damaged.decoded / 10);
 }
 
 }  // namespace

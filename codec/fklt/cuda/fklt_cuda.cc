@@ -720,7 +720,10 @@ absl::Status Engine::FinishDecode(absl::Span<DecodeJob> jobs) {
   KVCASK_CUDA(cudaStreamSynchronize(stream_));
   const int* const failed = reinterpret_cast<const int*>(states_back_.data());
   for (size_t i = 0; i < tiles_.size(); ++i) {
-    if (failed[i] != kGood) jobs[job_of_[i]].status = absl::DataLossError(Describe(failed[i]));
+    if (failed[i] == kGood) continue;
+    jobs[job_of_[i]].status = failed[i] == kBeyondHalf
+                                  ? absl::UnimplementedError("fklt: a coordinate beyond fp16")
+                                  : absl::DataLossError(Describe(failed[i]));
   }
   return absl::OkStatus();
 }

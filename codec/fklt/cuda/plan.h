@@ -197,6 +197,7 @@ enum Failure : int {
   kWrongGroups,
   kWrongEnd,
   kStraySinkBits,
+  kBeyondHalf,  // a coordinate that fp16 does not hold: left to the CPU
 };
 
 }  // namespace kvcask::fklt

@@ -157,8 +157,8 @@ __device__ __forceinline__ Symbol Arrived(const Coming& c, SharedSpace shared, u
           shared.U32(shared.begin() + 4 * static_cast<uint32_t>(number))};
 }
 
-// |q| of 32,767 at the coarsest step class is beyond fp16.
-__device__ __forceinline__ float Within(float v) { return fminf(fmaxf(v, -65504.0f), 65504.0f); }
+// |q| of 32,767 at the coarsest step class is beyond fp16: such a tile is the CPU's.
+__device__ __forceinline__ bool Beyond(float v) { return !(fabsf(v) <= 65504.0f); }
 
 __device__ __forceinline__ void Keep(bool there, __half* y, float v) {
   StoreIf(there, y, __half_as_ushort(__float2half_rn(v)));
@@ -225,10 +225,9 @@ __device__ __attribute__((noinline)) After Special(const DeviceTables& tables, c
 
 // One step of any kind, from a state and a cursor to those after it. By value: what has an address
 // is not in registers.
-__device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables, SharedSpace shared,
-                                                    uint32_t ring, uint32_t c, uint32_t to,
-                                                    float scale, bool there, uint32_t below,
-                                                    __half* y, uint32_t x, uint32_t cursor) {
+__device__ __attribute__((noinline)) After FullStep(const DeviceTables& tables, SharedSpace shared,
+                                                    uint32_t ring, uint32_t c, bool there,
+                                                    uint32_t below, uint32_t x, uint32_t cursor) {
   int v = 0;
   if (there) {
     const uint32_t e = __ldg(tables.decode + c * kTableSlots + (x & kSlots));
@@ -236,12 +235,10 @@ __device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables, 
     v = static_cast<int8_t>(e & 255);
   }
   Take(shared, ring, there && x < 4096, below, &cursor, &x);
-  const After after = Finish(tables, c, v, there, x, cursor,
-                             [&](bool need, uint32_t* from, uint32_t* state) {
-                               Take(shared, ring, need, below, from, state);
-                             });
-  Keep(there, y + to, Within(after.value * scale));
-  return make_uint2(after.x, after.cursor);
+  return Finish(tables, c, v, there, x, cursor,
+                [&](bool need, uint32_t* from, uint32_t* state) {
+                  Take(shared, ring, need, below, from, state);
+                });
 }
 
 __global__ void __launch_bounds__(kMaxWarps * 32)
@@ -346,6 +343,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
       }
       range.Find(tile, from + first + kSteps * lanes, first, my);
     };
+    bool beyond = false;
     // Steps [j, j + 4) of each lane, and asks for the four after them.
     const auto round = [&](const Coming* now, Coming* next) {
       Symbol symbol[kSteps];
@@ -373,7 +371,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
                         static_cast<int8_t>(e.y), special, x, words.cursor);
             x = after.x;
             words.cursor = after.cursor;
-            Keep(special, y + now[i].to, Within(after.value * now[i].step));
+            const float v = after.value * now[i].step;
+            beyond |= special && Beyond(v);
+            Keep(special, y + now[i].to, v);
             // What the ring has is enough for 32 words a step, no longer for all of them.
             if (static_cast<int>(words.filled - words.cursor) < 64 * (kSteps - 1 - i)) break;
           }
@@ -385,11 +385,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
         const uint32_t at = j + i * lanes;
         if (i < done || at >= end) continue;
         words.Fill(shared, lane);
-        const uint2 after =
-            FullStep(tables, shared, ring, (symbol[i].index - index) >> 12, now[i].to,
-                     now[i].step, mine && at + lane < end, below, y, x, words.cursor);
+        const bool there = mine && at + lane < end;
+        const After after = FullStep(tables, shared, ring, (symbol[i].index - index) >> 12, there,
+                                     below, x, words.cursor);
         x = after.x;
-        words.cursor = after.y;
+        words.cursor = after.cursor;
+        const float v = after.value * now[i].step;
+        beyond |= there && Beyond(v);
+        Keep(there, y + now[i].to, v);
       }
     };
     Coming even[kSteps], odd[kSteps];
@@ -404,8 +407,11 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     }
     const bool ended =
         __all_sync(kAll, !mine || x == 4096) && words.cursor == 2 * words.size;
+    beyond = __any_sync(kAll, beyond);
     if (lane == 0 && !ended) {
       *failed = words.cursor > 2 * words.size ? kEarlyEnd : kWrongEnd;
+    } else if (lane == 0 && beyond) {
+      *failed = kBeyondHalf;
     }
   }
 }
