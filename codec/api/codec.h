@@ -92,6 +92,7 @@ struct DecodeJob {
   int tokens = 0;                     // of the tile
   Dtype source_dtype = Dtype::kBf16;  // as it was put (chunk header)
   absl::Span<const uint8_t> tile;
+  const uint8_t* device_tile = nullptr;  // CUDA backends: the same bytes on the device, if there
   absl::Span<const uint32_t> positions;  // of the tile's tokens, as they were put
   absl::Span<const uint32_t> token_ids;  // of the tile's tokens, or empty
   int token_begin = 0, token_end = 0;    // wanted, within the tile

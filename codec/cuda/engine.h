@@ -30,11 +30,14 @@ class CudaEngine {
   // What a group's tiles hold, by plane and head; nothing else of its layers is read or written.
   virtual std::vector<EngineRow> Rows(int group) const = 0;
 
-  // Enqueues the decoding of every job; `device_tiles[i]`, where given, is the i-th job's tile on
-  // the device already. What was refused before launching is in job.status. The same jobs go to
-  // FinishDecode.
+  // Enqueues the decoding of every job; `device_tiles[i]`, where given and not null, is the i-th
+  // job's tile on the device already: kernels read it there, headers are read in job.tile. What was
+  // refused before launching is in job.status. The same jobs go to FinishDecode.
   virtual absl::Status StartDecode(absl::Span<DecodeJob> jobs,
                                    absl::Span<const uint8_t* const> device_tiles) = 0;
+  static const uint8_t* TileOnDevice(absl::Span<const uint8_t* const> device_tiles, size_t i) {
+    return device_tiles.empty() ? nullptr : device_tiles[i];
+  }
   // Waits, and sets the statuses: DATA_LOSS where a tile is not one, UNIMPLEMENTED where the job is
   // left to the CPU.
   virtual absl::Status FinishDecode(absl::Span<DecodeJob> jobs) = 0;

@@ -183,15 +183,17 @@ absl::Status StagedCoder::Decode(absl::Span<DecodeJob> jobs) {
   status.Update(device_.Reserve(bytes));
   if (!status.ok()) return status;
   std::vector<std::vector<PlaneView>> planes(good.size());
+  std::vector<const uint8_t*> device_tiles;
   for (size_t k = 0; k < good.size(); ++k) {
     const DecodeJob& job = jobs[good[k]];
+    device_tiles.push_back(job.device_tile);
     Place(job.group, job.layer_begin, job.layer_end, job.token_end - job.token_begin,
           job.destination.dtype, device_.data() + at[k], &planes[k]);
     staged.push_back(job);
     staged[k].destination.planes = planes[k];
     staged[k].destination.pages = {};
   }
-  status = engine_->StartDecode(absl::MakeSpan(staged), {});
+  status = engine_->StartDecode(absl::MakeSpan(staged), device_tiles);
   if (status.ok()) {
     status = CudaStatus(cudaMemcpyAsync(host_.data(), device_.data(), bytes, cudaMemcpyDeviceToHost,
                                         engine_->stream()),

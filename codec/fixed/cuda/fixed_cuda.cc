@@ -159,7 +159,7 @@ class FixedEngine : public CudaEngine {
   void AddStreams(const Plan& plan, const FixedStream& job_part, size_t job);
   // The views of jobs to their streams, then all to the device.
   template <typename Job, typename ViewOf>
-  absl::Status Send(absl::Span<Job> jobs, ViewOf view_of, bool with_tiles);
+  absl::Status Send(absl::Span<Job> jobs, ViewOf view_of);
   absl::Status Launch(cudaError_t (*int4)(const FixedLaunch&),
                       cudaError_t (*turbo)(const FixedLaunch&, int bits, int head_dim, bool wide));
 
@@ -228,7 +228,7 @@ void FixedEngine::AddStreams(const Plan& plan, const FixedStream& job_part, size
 }
 
 template <typename Job, typename ViewOf>
-absl::Status FixedEngine::Send(absl::Span<Job> jobs, ViewOf view_of, bool with_tiles) {
+absl::Status FixedEngine::Send(absl::Span<Job> jobs, ViewOf view_of) {
   if (absl::Status s = batch_.Cut(); !s.ok()) return s;
   DeviceView placed{};
   uint8_t* tile = nullptr;
@@ -241,13 +241,13 @@ absl::Status FixedEngine::Send(absl::Span<Job> jobs, ViewOf view_of, bool with_t
       pages_aligned = std::all_of(view.pages.offsets.begin(), view.pages.offsets.end(),
                                   [](int64_t offset) { return offset % 16 == 0; });
       if constexpr (std::is_same_v<Job, DecodeJob>) {
-        if (with_tiles) tile = batch_.PlaceTile(jobs[batch_.job_of(i)].tile);
+        tile = s.tile != nullptr ? s.tile : batch_.PlaceTile(jobs[batch_.job_of(i)].tile);
       }
     }
     s.plane = placed.planes + s.index;  // a group is one layer: all of its planes, or none
     s.pages = placed.pages;
     s.wide = s.wide && pages_aligned && IsWide(view.planes[s.index], view.dtype);
-    if (with_tiles) s.tile = tile;
+    if (tile != nullptr) s.tile = tile;
   }
   return batch_.Send(stream_);
 }
@@ -307,13 +307,13 @@ absl::Status FixedEngine::StartDecode(absl::Span<DecodeJob> jobs,
     common.dtype = static_cast<int>(job.destination.dtype);
     common.token_begin = job.token_begin;
     common.token_end = job.token_end;
-    if (!device_tiles.empty()) common.tile = const_cast<uint8_t*>(device_tiles[i]);
-    batch_.AddJob(job.destination, device_tiles.empty() ? tile.size() : 0);
+    common.tile = const_cast<uint8_t*>(TileOnDevice(device_tiles, i));
+    batch_.AddJob(job.destination, common.tile == nullptr ? tile.size() : 0);
     AddStreams(*plan, common, i);
   }
   if (batch_.empty()) return absl::OkStatus();
   absl::Status status = Send(
-      jobs, [](const DecodeJob& job) { return job.destination; }, device_tiles.empty());
+      jobs, [](const DecodeJob& job) { return job.destination; });
   return status.ok() ? Launch(LaunchInt4Decode, LaunchTurboDecode) : status;
 }
 
@@ -356,7 +356,7 @@ absl::Status FixedEngine::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t*
   }
   if (batch_.empty()) return absl::OkStatus();
   absl::Status status = Send(
-      jobs, [](const EncodeJob& job) { return job.source; }, /*with_tiles=*/false);
+      jobs, [](const EncodeJob& job) { return job.source; });
   if (status.ok()) status = Launch(LaunchInt4Encode, LaunchTurboEncode);
   if (!status.ok()) return status;
   KVCASK_CUDA(cudaStreamSynchronize(stream_));

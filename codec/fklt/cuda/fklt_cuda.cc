@@ -573,7 +573,9 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     const DecodeJob& job = jobs[job_of_[i]];
     planes += job.destination.planes.size();
     pages += job.destination.pages.offsets.size();
-    if (device_tiles.empty()) bytes += (job.tile.size() + 15) / 16 * 16;
+    if (TileOnDevice(device_tiles, job_of_[i]) == nullptr) {
+      bytes += (job.tile.size() + 15) / 16 * 16;
+    }
   }
   struct Inputs {
     DecodeTileDesc* tiles;
@@ -638,9 +640,8 @@ absl::Status Engine::StartDecode(absl::Span<DecodeJob> jobs,
     for (int64_t offset : job.destination.pages.offsets) host.pages[page++] = offset;
     t.positions = host.angles[angles.of_tile[i]].positions;
     t.angles = host.angles[angles.of_tile[i]].angles;
-    if (!device_tiles.empty()) {
-      t.bytes = device_tiles[job_of_[i]];
-    } else {
+    t.bytes = TileOnDevice(device_tiles, job_of_[i]);
+    if (t.bytes == nullptr) {
       t.bytes = device.bytes + byte;
       std::memcpy(host.bytes + byte, job.tile.data(), job.tile.size());
       byte += (job.tile.size() + 15) / 16 * 16;

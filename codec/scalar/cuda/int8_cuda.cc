@@ -78,8 +78,8 @@ class Int8Engine : public CudaEngine {
       t.token_begin = job.token_begin;
       t.token_end = job.token_end;
       t.codes = static_cast<uint32_t>(codes);
-      if (!device_tiles.empty()) t.tile = const_cast<uint8_t*>(device_tiles[i]);
-      batch_.AddJob(job.destination, device_tiles.empty() ? job.tile.size() : 0);
+      t.tile = const_cast<uint8_t*>(TileOnDevice(device_tiles, i));
+      batch_.AddJob(job.destination, t.tile == nullptr ? job.tile.size() : 0);
       batch_.Add(t, i);
     }
     if (batch_.empty()) return absl::OkStatus();
@@ -87,7 +87,7 @@ class Int8Engine : public CudaEngine {
     for (size_t i = 0; i < batch_.size(); ++i) {
       const DecodeJob& job = jobs[batch_.job_of(i)];
       Point(i, batch_.Place(job.destination));
-      if (device_tiles.empty()) batch_[i].tile = batch_.PlaceTile(job.tile);
+      if (batch_[i].tile == nullptr) batch_[i].tile = batch_.PlaceTile(job.tile);
     }
     if (absl::Status s = batch_.Send(stream_); !s.ok()) return s;
     KVCASK_CUDA(LaunchInt8Decode(batch_.device_items(), static_cast<int>(batch_.size()),
