@@ -54,7 +54,7 @@ std::set<std::string> Families() {
   const DeviceState device;
   sources.store = [&] {
     auto values = StoreMetrics(store, 0, 0);
-    for (const auto& value : DeviceMetrics(device)) values.push_back(value);
+    for (const auto& value : DeviceMetrics(device, nullptr)) values.push_back(value);
     return values;
   };
   metrics.SetSources(std::move(sources));

@@ -112,6 +112,9 @@ int Main(int argc, char** argv) {
     }
   }
 
+  auto gpu = MakeGpuChunks(config, device.get(), &device_state);
+  if (!gpu.ok()) return Fail(kExitError, gpu.status());
+
   const uint64_t budget_bytes =
       config.memory_budget_bytes != 0 ? config.memory_budget_bytes : UsableMemoryBytes() / 2;
   ByteBudget budget(budget_bytes);
@@ -122,7 +125,8 @@ int Main(int argc, char** argv) {
   ProfileRegistry profiles(&budget, tier->get());
   auto kept_profiles = profiles.Restore();
   if (!kept_profiles.ok()) return Fail(kExitError, kept_profiles.status());
-  SessionStore store(kPageTokens, StoreOptions(config, tier->get(), &budget, &profiles));
+  SessionStore store(kPageTokens,
+                     StoreOptions(config, tier->get(), &budget, &profiles, gpu->get()));
   const absl::Time restore_start = SteadyNow();
   auto restored = store.Restore();
   if (!restored.ok()) return Fail(kExitError, restored.status());
@@ -148,10 +152,12 @@ int Main(int argc, char** argv) {
   options.make_codec = [&](const CodecEntry& entry, const CodecSpec& spec) {
     return MakeCodecOn(device.get(), &device_state, entry, spec);
   };
+  options.gpu = gpu->get();
   options.shadow.fraction = config.shadow_fraction;
   options.shadow.bytes = config.shadow_bytes;
   Pipeline pipeline(&store, &budget, &profiles, &executor, &metrics, options);
   serving.store = &store;
+  serving.gpu = gpu->get();
   serving.budget = &budget;
   serving.read_budget = &read_budget;
   serving.profiles = &profiles;
@@ -175,7 +181,7 @@ int Main(int argc, char** argv) {
   sources.store = [&] {
     auto values = StoreMetrics(store, scrubber ? scrubber->checked() : 0,
                                scrubber ? scrubber->corrupt() : 0);
-    for (const auto& value : DeviceMetrics(device_state)) values.push_back(value);
+    for (const auto& value : DeviceMetrics(device_state, gpu->get())) values.push_back(value);
     return values;
   };
   metrics.SetSources(std::move(sources));
@@ -214,7 +220,10 @@ int Main(int argc, char** argv) {
   const timespec tick = {0, 250 * 1000 * 1000};
   while (sigtimedwait(&signals, nullptr, &tick) < 0) {
     serving.EndIdlersSince(SteadyNow() - config.idle_put_timeout);
-    if (device != nullptr && device_state.lost()) (*server)->SetDeviceHealth(false);
+    if (device != nullptr && device_state.lost()) {
+      (*server)->SetDeviceHealth(false);
+      if (*gpu != nullptr) (*gpu)->Lose();
+    }
     // Room before it is asked for, so that puts do not wait for it.
     if (budget.used() > budget.limit() / 10 * 9 && (*tier != nullptr)) {
       store.MakeRoom(budget.limit() / 5);

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "codec/base/crc32c.h"
+#include "codec/format/chunk.h"
 #include "server/clock/steady_now.h"
 #include "server/log/log.h"
 #include "server/pipeline/pipeline.h"
@@ -65,9 +66,38 @@ absl::StatusOr<std::array<uint8_t, 32>> HashSecret(Tier* tier) {
   return secret;
 }
 
+absl::StatusOr<std::unique_ptr<GpuChunks>> MakeGpuChunks(const Config& config,
+                                                         DeviceBackend* device,
+                                                         DeviceState* state) {
+  if (config.gpu_budget_bytes == 0) return std::unique_ptr<GpuChunks>();
+  if (device == nullptr) {
+    Log(LogLevel::kWarning, "no device: --gpu-budget is without effect", {});
+    return std::unique_ptr<GpuChunks>();
+  }
+  auto memory = device->MakeTierMemory(config.gpu_budget_bytes);
+  if (!memory.ok()) {
+    return absl::Status(memory.status().code(),
+                        absl::StrCat("--gpu-budget ", config.gpu_budget_bytes, " bytes: ",
+                                     memory.status().message()));
+  }
+  // Others are decoded by the CPU, from host memory.
+  const auto wants = [device](const StoredChunk& chunk) {
+    const auto view = ParseChunk(chunk.bytes, Verify::kHeaderOnly);
+    return view.ok() && device->Codes(view->header.codec);
+  };
+  const auto lost = [state](const absl::Status& why) {
+    if (state->Lose(why)) {
+      Log(LogLevel::kError, "the device is lost; codecs run on the CPU",
+          {{"error", std::string(why.message())}});
+    }
+  };
+  return std::make_unique<GpuChunks>(std::make_unique<GpuTier>(*std::move(memory)), wants, lost);
+}
+
 SessionStoreOptions StoreOptions(const Config& config, Tier* tier, ByteBudget* budget,
-                                 const ProfileRegistry* profiles) {
+                                 const ProfileRegistry* profiles, GpuChunks* gpu) {
   SessionStoreOptions o;
+  o.gpu = gpu;
   o.now = SteadyNow;
   o.evict = config.eviction == "on";
   o.max_lease = config.max_lease;
@@ -119,8 +149,9 @@ std::vector<Metrics::Sources::Value> StoreMetrics(const SessionStore& store, uin
   };
 }
 
-std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state) {
+std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state, GpuChunks* gpu) {
   const auto number = [](uint64_t n) { return static_cast<double>(n); };
+  const GpuChunksUsage g = gpu != nullptr ? gpu->Usage() : GpuChunksUsage();
   return {
       {"kvcask_device_lost", "1 once the device failed: its codecs run on the CPU.",
        state.lost() ? 1.0 : 0.0},
@@ -130,6 +161,13 @@ std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state) {
        number(state.cpu_tiles)},
       {"kvcask_device_short_of_memory_total", "Batches that the CPU took for lack of its memory.",
        number(state.short_of_memory)},
+      {"kvcask_gpu_budget_bytes", "The device's memory for copies of chunks.",
+       number(g.capacity_bytes)},
+      {"kvcask_gpu_bytes", "Bytes of chunks copied there.", number(g.bytes)},
+      {"kvcask_gpu_chunks", "Chunks copied there.", number(g.chunks)},
+      {"kvcask_gpu_hits_total", "Reads of a chunk that found its copy.", number(g.hits)},
+      {"kvcask_gpu_misses_total", "Reads of a chunk that found none.", number(g.misses)},
+      {"kvcask_gpu_evicted_chunks_total", "Copies that went for room.", number(g.evicted_chunks)},
   };
 }
 

@@ -14,6 +14,7 @@
 #include "server/exec/device_backend.h"
 #include "server/metrics/metrics.h"
 #include "server/pipeline/profile_registry.h"
+#include "server/store/gpu_chunks.h"
 #include "server/store/session_store.h"
 #include "server/store/tier.h"
 
@@ -26,16 +27,21 @@ absl::StatusOr<std::unique_ptr<Tier>> OpenTier(const Config& config);
 // its own when there is no tier.
 absl::StatusOr<std::array<uint8_t, 32>> HashSecret(Tier* tier);
 
-// `tier` and `profiles` are borrowed.
+// Null without --gpu-budget, or without a device. RESOURCE_EXHAUSTED: the device has not that much.
+absl::StatusOr<std::unique_ptr<GpuChunks>> MakeGpuChunks(const Config& config,
+                                                         DeviceBackend* device,
+                                                         DeviceState* state);
+
+// `tier`, `profiles` and `gpu` are borrowed; `gpu` may be null.
 SessionStoreOptions StoreOptions(const Config& config, Tier* tier, ByteBudget* budget,
-                                 const ProfileRegistry* profiles);
+                                 const ProfileRegistry* profiles, GpuChunks* gpu);
 
 // What Prometheus sees of the store.
 std::vector<Metrics::Sources::Value> StoreMetrics(const SessionStore& store, uint64_t scrubbed,
                                                   uint64_t corrupt);
 
-// The same of a device's codecs.
-std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state);
+// The same of a device's codecs, and of the chunks there; `gpu` may be null.
+std::vector<Metrics::Sources::Value> DeviceMetrics(const DeviceState& state, GpuChunks* gpu);
 
 // Reads chunks from disk at a steady rate, checking them, until destroyed.
 class Scrubber {

@@ -40,6 +40,11 @@ void PrintInfo(const v1::ServerInfo& info) {
               static_cast<unsigned long long>(info.usage().sessions()),
               static_cast<unsigned long long>(info.usage().chunks()),
               static_cast<unsigned long long>(info.usage().profiles()));
+  if (info.limits().gpu_budget_bytes() > 0) {
+    std::printf("gpu       %s of %s hold copies of chunks\n",
+                HumanBytes(info.usage().gpu_bytes()).c_str(),
+                HumanBytes(info.limits().gpu_budget_bytes()).c_str());
+  }
   std::printf("limits    message %s, run %llu tokens, profile %s, put credit %s, page %u tokens\n",
               HumanBytes(info.limits().max_message_bytes()).c_str(),
               static_cast<unsigned long long>(info.limits().max_run_tokens()),
@@ -69,10 +74,12 @@ json InfoJson(const v1::ServerInfo& info) {
             {"get_window_bytes", l.get_window_bytes()},
             {"page_tokens", l.page_tokens()},
             {"idle_put_seconds", l.idle_put_seconds()},
-            {"max_lease_seconds", l.max_lease_seconds()}}},
+            {"max_lease_seconds", l.max_lease_seconds()},
+            {"gpu_budget_bytes", l.gpu_budget_bytes()}}},
           {"usage",
            {{"used_bytes", u.used_bytes()},
             {"stored_bytes", u.stored_bytes()},
+            {"gpu_bytes", u.gpu_bytes()},
             {"sessions", u.sessions()},
             {"chunks", u.chunks()},
             {"profiles", u.profiles()}}}};

@@ -65,6 +65,7 @@ json ToJson(const v1::Session& s) {
           {"durable", s.durable()},
           {"evicted_tokens", s.evicted_tokens()},
           {"host_bytes", s.host_bytes()},
+          {"gpu_bytes", s.gpu_bytes()},
           {"lost", lost},
           {"backend", s.backend()}};
 }
@@ -85,6 +86,9 @@ void PrintSession(const v1::Session& s) {
   Row("first position", absl::StrCat(s.first_position()));
   Row("raw", HumanBytes(s.raw_bytes()));
   Row("stored", HumanBytes(s.stored_bytes()));
+  Row("tier", s.gpu_bytes() == 0 || s.tier() == "gpu"
+                  ? s.tier()
+                  : absl::StrCat(s.tier(), ", ", HumanBytes(s.gpu_bytes()), " copied to the GPU"));
   Row("unique", HumanBytes(s.unique_bytes()));
   std::printf("%-15s %.2f\n", "ratio", Ratio(s.raw_bytes(), s.stored_bytes()));
   if (s.predicted_kld() > 0)

@@ -17,6 +17,7 @@ struct Config {
   std::string metrics = "127.0.0.1:7421";  // "host:port"; "" ("off") serves none
   std::string backend = "auto";            // auto | cpu | cuda
   uint64_t memory_budget_bytes = 0;        // 0: half of the machine's memory
+  uint64_t gpu_budget_bytes = 0;           // of a device's memory, for copies of chunks; 0: none
   std::vector<std::string> profiles;       // files to register at start
   std::string default_codec = "int8";
   int encode_threads = 0;  // 0: one a core

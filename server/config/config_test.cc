@@ -239,6 +239,15 @@ TEST(Config, TlsNeedsBothFiles) {
   EXPECT_THAT(Refusal({"--tls-key=k"}), HasSubstr("--tls-key without --tls-cert"));
 }
 
+TEST(Config, AGpuBudgetNeedsABackendThatMayHaveOne) {
+  EXPECT_THAT(Refusal({"--gpu-budget=1GiB", "--backend=cpu"}),
+              HasSubstr("--gpu-budget with --backend cpu"));
+  EXPECT_EQ(Parse({"--gpu-budget=1GiB", "--backend=cuda"})->config.gpu_budget_bytes,
+            uint64_t{1} << 30);
+  EXPECT_TRUE(Parse({"--gpu-budget=1GiB"}).ok());
+  EXPECT_EQ(Parse({})->config.gpu_budget_bytes, 0u);
+}
+
 TEST(Config, HelpTeaches) {
   for (const char* flag : {"--help", "-h"}) {
     const auto parsed = Parse({flag});
@@ -250,7 +259,7 @@ TEST(Config, HelpTeaches) {
           "--drain-timeout", "--idle-put-timeout", "--put-credit",    "--get-window",
           "--max-message",   "--insecure",         "--tls-cert",      "--tls-key",
           "--log-level",     "--log-format",       "--version",       "--help",
-          "--max-lease",     "--shadow-fraction",  "--shadow-bytes",
+          "--max-lease",     "--shadow-fraction",  "--shadow-bytes",  "--gpu-budget",
           "127.0.0.1:7420",  "127.0.0.1:7421",     "Examples:",       "SIGTERM",
           "Exit codes"}) {
       EXPECT_THAT(parsed->text, HasSubstr(what));

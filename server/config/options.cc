@@ -185,6 +185,10 @@ std::vector<Option> MakeOptions() {
        "All that is kept or under way: chunks, profiles, runs being put.\nBeyond it puts are "
        "refused with RESOURCE_EXHAUSTED.\nDefault: half of this machine's (or container's) memory",
        false, Bytes(&Config::memory_budget_bytes, 1 << 20)},
+      {"gpu-budget", "SIZE", kMemory,
+       "The GPU's memory that keeps copies of chunks, so that they are\ndecoded there without "
+       "being sent again. Needs a cuda backend.\nDefault: none",
+       false, Bytes(&Config::gpu_budget_bytes, 1 << 20)},
       {"encode-threads", "N", kMemory, "Threads that encode and decode; 0: one a core. Default 0",
        false, SetThreads},
       {"put-credit", "SIZE", kMemory,
@@ -278,6 +282,11 @@ absl::Status FinishConfig(Config* config) {
     return absl::InvalidArgumentError(absl::StrCat(
         config->tls_cert.empty() ? "--tls-key without --tls-cert" : "--tls-cert without --tls-key",
         ": both are needed"));
+  }
+  if (config->gpu_budget_bytes > 0 && config->backend == "cpu") {
+    return absl::InvalidArgumentError(
+        "--gpu-budget with --backend cpu: it needs a device; expected --backend cuda, or auto where "
+        "there may be none");
   }
   for (const std::string& address : config->listen) {
     if (config->insecure || !config->tls_cert.empty() || IsLocalAddress(address)) continue;

@@ -12,6 +12,7 @@
 #include "device/cublas.h"
 #include "device/cuda_status.h"
 #include "server/exec/device_backend.h"
+#include "server/store/cuda_tier_memory.h"
 
 namespace kvcask {
 namespace {
@@ -23,6 +24,10 @@ class CudaBackend : public DeviceBackend {
   std::string detail() const override { return detail_; }
   bool Codes(CodecId id) const override {
     return id == CodecId::kFklt || id == CodecId::kInt8 || HasFixedEngine(id);
+  }
+
+  absl::StatusOr<std::unique_ptr<TierMemory>> MakeTierMemory(uint64_t bytes) override {
+    return MakeCudaTierMemory(bytes);
   }
 
   absl::StatusOr<std::unique_ptr<DeviceCoder>> MakeCoder(const CodecEntry& entry,

@@ -12,6 +12,7 @@
 
 #include "codec/api/codec.h"
 #include "codec/cuda/device_coder.h"
+#include "server/store/gpu_tier.h"
 
 namespace kvcask {
 
@@ -23,6 +24,8 @@ class DeviceBackend {
   virtual std::string detail() const = 0;  // which device it is
   // Whether it has kernels for that codec.
   virtual bool Codes(CodecId id) const = 0;
+  // Memory of the device for a GpuTier. RESOURCE_EXHAUSTED: it has not that much.
+  virtual absl::StatusOr<std::unique_ptr<TierMemory>> MakeTierMemory(uint64_t bytes) = 0;
   // A coder of its own stream and buffers, of the codec that `cpu` is, which must outlive it. Null:
   // the device has no kernels for that codec, or not with such a profile.
   virtual absl::StatusOr<std::unique_ptr<DeviceCoder>> MakeCoder(const CodecEntry& entry,

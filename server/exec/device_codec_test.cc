@@ -24,6 +24,9 @@ class FakeDevice : public DeviceBackend {
   std::string name() const override { return "fake"; }
   std::string detail() const override { return "fake"; }
   bool Codes(CodecId id) const override { return id == CodecId::kInt8; }
+  absl::StatusOr<std::unique_ptr<TierMemory>> MakeTierMemory(uint64_t bytes) override {
+    return MakeHostTierMemory(bytes);
+  }
   absl::StatusOr<std::unique_ptr<DeviceCoder>> MakeCoder(const CodecEntry& entry, const CodecSpec&,
                                                          const Codec& cpu) override {
     if (!make.ok()) return make;

@@ -57,6 +57,7 @@ absl::Status GetRun::Init(Pipeline* pipeline, const GetParams& params) {
     plan_ = *std::move(plan);
   }
   attachment_ = std::static_pointer_cast<const SessionAttachment>(plan_.stat.traits.attachment);
+  gpu_ = pipeline->options_.gpu;
   if (attachment_ == nullptr) {
     return WithReason(absl::OutOfRangeError("the session holds no tokens yet"), "EMPTY_SESSION");
   }
@@ -326,6 +327,7 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
 
   std::vector<DecodeJob> jobs[2];                // the codec's; raw tails
   std::vector<std::vector<PlaneView>> storage;   // of the jobs' planes
+  std::vector<GpuTier::Lease> on_gpu;            // of the jobs' chunks
   // Tiles are verified, then decoded while they are still in the cache.
   constexpr uint64_t kPortionBytes = 256 << 10;
   uint64_t portion_bytes = 0;
@@ -340,6 +342,7 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
       }
       jobs[i].clear();
     }
+    on_gpu.clear();
     portion_bytes = 0;
     return absl::OkStatus();
   };
@@ -349,6 +352,17 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
   for (uint64_t page = r.token_begin / kPageTokens; page <= last_page; ++page) {
     const ChunkState& c = s.chunks[page - s.first_page];
     const auto groups = CodecOf(s, c).groups();
+    const uint8_t* device = nullptr;  // where the chunk's copy begins, if there is one
+    bool asked = false;
+    const auto tile_on_device = [&](absl::Span<const uint8_t> tile) -> const uint8_t* {
+      if (gpu_ == nullptr) return nullptr;
+      if (!asked || on_gpu.empty()) {  // the first of the page, or of a portion
+        asked = true;
+        on_gpu.push_back(gpu_->FindOrAdd(c.ref));
+        device = on_gpu.back().bytes().data();
+      }
+      return device == nullptr ? nullptr : device + (tile.data() - c.ref->bytes.data());
+    };
     for (size_t g = 0; g < groups.size(); ++g) {
       const int begin = std::max(groups[g].layer_begin, r.layer_begin);
       const int end = std::min(groups[g].layer_end, r.layer_end);
@@ -372,6 +386,7 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
       job.tokens = tile.tokens;
       job.source_dtype = c.view.header.dtype;
       job.tile = c.view.tile(static_cast<int>(g));
+      job.device_tile = tile_on_device(job.tile);
       job.positions =
           absl::MakeSpan(c.view.header.positions).subspan(tile.token_begin, tile.tokens);
       if (!c.view.header.token_ids.empty()) {

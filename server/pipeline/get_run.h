@@ -93,6 +93,7 @@ class GetRun {
   std::shared_ptr<const SessionAttachment> attachment_;
   Metrics* metrics_ = nullptr;
   DecodeRates* rates_ = nullptr;
+  GpuChunks* gpu_ = nullptr;
   Dtype dtype_ = Dtype::kBf16;
   int layer_begin_ = 0, layer_end_ = 0;
   int64_t position_offset_ = 0;

@@ -30,6 +30,7 @@
 #include "server/pipeline/prefix_hash.h"
 #include "server/pipeline/profile_registry.h"
 #include "server/pipeline/shadow.h"
+#include "server/store/gpu_chunks.h"
 #include "server/store/session_store.h"
 
 namespace kvcask {
@@ -97,6 +98,7 @@ class Pipeline {
     std::optional<std::array<uint8_t, 32>> hash_secret;
     // Of codecs; without it each is its entry's, on the CPU.
     CodecCache::Maker make_codec;
+    GpuChunks* gpu = nullptr;  // borrowed; null: no copies of chunks on a device
     ShadowOptions shadow;
   };
   Pipeline(SessionStore* store, ByteBudget* budget, ProfileRegistry* profiles, Executor* executor,

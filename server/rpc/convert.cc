@@ -454,9 +454,11 @@ v1::Session ToProto(const SessionStat& s, bool whole) {
   out.set_pinned(s.pinned);
   out.set_evicted_tokens(s.evicted_tokens);
   out.set_durable(s.durable);
-  out.set_tier(whole && s.host_bytes < s.stored_bytes ? "disk" : "host");
+  const bool on_gpu = s.gpu_bytes > 0 && s.gpu_bytes == s.stored_bytes;
+  out.set_tier(!whole ? "host" : on_gpu ? "gpu" : s.host_bytes < s.stored_bytes ? "disk" : "host");
   if (!whole) return out;
   out.set_host_bytes(s.host_bytes);
+  out.set_gpu_bytes(s.gpu_bytes);
   for (const auto& [begin, end] : s.lost) {
     v1::Range* range = out.add_lost();
     range->set_begin(begin);

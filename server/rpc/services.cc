@@ -269,6 +269,11 @@ class InfoImpl final : public v1::InfoService::CallbackService {
     l->set_max_lease_seconds(static_cast<uint64_t>(absl::ToInt64Seconds(c.max_lease)));
     l->set_disk_tier(!c.disk_path.empty());
     l->set_disk_budget_bytes(c.disk_budget_bytes);
+    if (serving_->gpu != nullptr) {
+      const GpuChunksUsage g = serving_->gpu->Usage();
+      l->set_gpu_budget_bytes(g.capacity_bytes);
+      out->mutable_usage()->set_gpu_bytes(g.bytes);
+    }
     const StoreUsage u = serving_->store->Usage();
     auto* usage = out->mutable_usage();
     usage->set_used_bytes(serving_->budget->used());

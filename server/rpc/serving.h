@@ -21,6 +21,7 @@
 #include "server/metrics/metrics.h"
 #include "server/pipeline/pipeline.h"
 #include "server/pipeline/profile_registry.h"
+#include "server/store/gpu_chunks.h"
 #include "server/store/session_store.h"
 
 namespace kvcask {
@@ -47,6 +48,7 @@ struct Serving {
   std::string metrics_address;  // host:port; "": off
   absl::Time started;
   SessionStore* store = nullptr;
+  GpuChunks* gpu = nullptr;  // null: no copies of chunks on a device
   ByteBudget* budget = nullptr;       // of what is kept
   ByteBudget* read_budget = nullptr;  // of what is decoded ahead of readers
   ProfileRegistry* profiles = nullptr;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <utility>
 
+#include "server/store/gpu_chunks.h"
 #include "server/store/page_tree.h"
 #include "server/store/reader.h"
 #include "server/store/saver.h"
@@ -105,6 +106,18 @@ class SessionStore::Impl {
   absl::StatusOr<CommitResult> Commit(CommitRequest request) {
     if (auto s = CheckRun(request, page_tokens()); !s.ok()) return s;
     std::vector<ChunkRef> chunks = MakeChunks(request);
+    const std::vector<ChunkRef> made = options().gpu != nullptr ? chunks : std::vector<ChunkRef>();
+    auto result = Commit(std::move(request), std::move(chunks));
+    if (result.ok()) {
+      for (const ChunkRef& chunk : made) {
+        // What was there already, or a replay, is held by `made` alone.
+        if (chunk.use_count() > 1) options().gpu->Add(chunk);
+      }
+    }
+    return result;
+  }
+
+  absl::StatusOr<CommitResult> Commit(CommitRequest request, std::vector<ChunkRef> chunks) {
     const absl::Time now = options().now();
     Graveyard dead;
     std::lock_guard<std::mutex> lock(state_.mutex);
@@ -143,6 +156,7 @@ class SessionStore::Impl {
     SessionStat stat = session->Stat(page_tokens());
     for (const auto& [index, chain] : session->shards) {
       stat.host_bytes += state_.HostBytes(chain.head);
+      stat.gpu_bytes += state_.GpuBytes(chain.head);
       if (state_.tree.lost_chunks() == 0) continue;
       for (const PageNode* n = chain.head; n != nullptr; n = n->parent) {
         const uint64_t begin = n->page * page_tokens();

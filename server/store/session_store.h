@@ -31,14 +31,14 @@
 #include <string>
 #include <vector>
 
-#include "codec/base/unset_bytes.h"
 #include "server/admission/byte_budget.h"
+#include "server/store/stored_chunk.h"
 
 namespace kvcask {
 
 using Digest = std::array<uint8_t, 32>;
-using ChunkBytes = UnsetBytes;
 
+class GpuChunks;
 class Tier;
 
 // One chunk as the pipeline hands it over.
@@ -54,15 +54,6 @@ struct NewChunk {
   // are interchangeable: one of them is kept.
   std::optional<Digest> prefix_id;
 };
-
-// A chunk in host memory. Immutable.
-struct StoredChunk {
-  uint64_t token_begin = 0;
-  uint32_t tokens = 0;
-  ChunkBytes bytes;
-  Reservation reservation;
-};
-using ChunkRef = std::shared_ptr<const StoredChunk>;
 
 struct SessionKey {
   std::string ns;
@@ -151,6 +142,7 @@ struct SessionStat {
   uint64_t evicted_tokens = 0;  // that eviction took from its end
   bool durable = false;         // the tier below has its latest state
   uint64_t host_bytes = 0;      // of stored_bytes, in host memory; only Stat fills it in
+  uint64_t gpu_bytes = 0;       // of host_bytes, copied to a GPU; the same
   // [begin, end) whose chunks were found corrupt: gone. Only Stat fills them in.
   std::vector<std::pair<uint64_t, uint64_t>> lost;
   bool replayed = false;  // Fork and Rewind: it was done before, nothing was done now
@@ -249,6 +241,8 @@ struct SessionStoreOptions {
   Tier* tier = nullptr;          // borrowed
   uint64_t tier_bytes = 0;       // the tier's budget for chunks; 0: no limit
   ByteBudget* budget = nullptr;  // for what comes back from the tier
+  // Borrowed: gets a copy of what comes to host memory. Null: there is none.
+  GpuChunks* gpu = nullptr;
   SyncPolicy sync = SyncPolicy::kCommit;
   absl::Duration sync_interval = absl::Milliseconds(100);
   // Makes a session's attachment after a restart, from traits.descriptor.

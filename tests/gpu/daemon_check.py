@@ -17,7 +17,7 @@ import time
 
 PRESETS = {"int8": [""], "int4": [""], "turbo3": [""],
            "fklt": ["near_lossless", "balanced", "compact"]}
-KEYS = ("backend", "tier", "ratio", "predicted_kld", "stored_bytes")
+KEYS = ("backend", "tier", "ratio", "predicted_kld", "stored_bytes", "gpu_bytes")
 
 
 def fail(text):
@@ -25,12 +25,14 @@ def fail(text):
 
 
 class Daemon:
-    """One daemon of a backend, on a socket of its own."""
+    """One daemon of a backend, on a socket of its own; on a device with a tier there."""
 
     def __init__(self, binary, kvcask, backend, work):
+        tier = ["--gpu-budget", "64MiB"] if backend == "cuda" else []
         self.kvcask, self.address = kvcask, f"unix:{work}/{backend}.socket"
         self.process = subprocess.Popen(
-            [binary, "--backend", backend, "--listen", self.address, "--metrics", "127.0.0.1:0"],
+            [binary, "--backend", backend, "--listen", self.address, "--metrics", "127.0.0.1:0",
+             *tier],
             stdout=subprocess.PIPE, stderr=open(f"{work}/{backend}.log", "w"), text=True)
         for line in self.process.stdout:
             print(f"  {line.strip()}")
@@ -100,6 +102,10 @@ def main():
                           f"stat {json.dumps({k: stat[k] for k in KEYS})}", flush=True)
                     if stat["backend"] != backend:
                         fail(f"stat names the backend {stat['backend']}, not {backend}")
+                    tier = "gpu" if backend == "cuda" else "host"
+                    if stat["tier"] != tier or \
+                            stat["gpu_bytes"] != (stat["stored_bytes"] if tier == "gpu" else 0):
+                        fail(f"stat names the tier {stat['tier']}, not {tier}: {stat}")
                 (gpu, gpu_rms), (cpu, cpu_rms) = seen["cuda"], seen["cpu"]
                 if codec != "fklt" and (pathlib.Path(f"{work}/cuda.out").read_bytes() !=
                                         pathlib.Path(f"{work}/cpu.out").read_bytes()):
@@ -111,6 +117,12 @@ def main():
         info = daemons["cuda"]("info")
         if info["backend"] != "cuda":
             fail(f"the device was lost: {info}")
+        if not 0 < info["usage"]["gpu_bytes"] <= info["limits"]["gpu_budget_bytes"] == 64 << 20:
+            fail(f"the tier on the device: {info['usage']}, {info['limits']}")
+        daemons["cuda"]("rm", f"{codecs[0]}{PRESETS[codecs[0]][0]}")
+        left = daemons["cuda"]("info")["usage"]["gpu_bytes"]
+        if left >= info["usage"]["gpu_bytes"]:
+            fail(f"a deleted session's copies stay on the device: {left} bytes")
         for daemon in daemons.values():
             daemon.stop()
     print("daemon_check: passed")
