@@ -1,5 +1,5 @@
-// What a few lines of PTX say better than the compiler: for inner loops that are bound by the number
-// of their instructions. The host's compiler gets plain C++ instead.
+// What a few lines of PTX say better than the compiler: for inner loops that are bound by the
+// number of their instructions. The host's compiler gets plain C++ instead.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -57,9 +57,7 @@ class SharedSpace {
   }
   __device__ uint2 U64(uint32_t at) const { return *reinterpret_cast<const uint2*>(memory_ + at); }
   __device__ uint2 Ordered64(uint32_t at) const { return U64(at); }
-  __device__ void Store64(uint32_t at, uint2 v) {
-    *reinterpret_cast<uint2*>(memory_ + at) = v;
-  }
+  __device__ void Store64(uint32_t at, uint2 v) { *reinterpret_cast<uint2*>(memory_ + at) = v; }
 
  private:
   uint8_t* memory_;

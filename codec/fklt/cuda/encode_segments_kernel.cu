@@ -2,8 +2,8 @@
 //
 // As in decoding, one segment's time is the chain of steps, many segments' instructions. Of each
 // class and byte a table in shared memory has what a step needs; symbols come two rounds of four
-// steps ahead of the chain, what the table says of them one round. What is not plain, an escape or a
-// shifted symbol, has a mark there: its step is done with all that the format has.
+// steps ahead of the chain, what the table says of them one round. What is not plain, an escape or
+// a shifted symbol, has a mark there: its step is done with all that the format has.
 #include "codec/fklt/cuda/encode_kernels.h"
 #include "device/launch.h"
 #include "device/ptx.h"
@@ -20,8 +20,8 @@ constexpr uint32_t kSharedBytes = kTableBytes + kMostWarps * 32 * 4;
 
 // Words are pushed from the scratch's end down; a step's in rising lane order.
 struct Pusher {
-  uint8_t* end;      // of the scratch
-  uint32_t cursor;   // words pushed
+  uint8_t* end;     // of the scratch
+  uint32_t cursor;  // words pushed
   uint32_t most;
   __device__ __forceinline__ void Push(bool mine, uint32_t word, int lane) {
     const unsigned mask = __ballot_sync(kAll, mine);
@@ -36,10 +36,12 @@ struct Pusher {
   }
 };
 
-// One step of any kind: FORMAT.md 3.3, backwards. By value: what has an address is not in registers.
-__device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables, uint8_t* scratch_end,
-                                                    uint32_t most, int c, int q, bool there,
-                                                    int lane, uint32_t x, uint32_t cursor) {
+// One step of any kind: FORMAT.md 3.3, backwards. By value: what has an address is not in
+// registers.
+__device__ __attribute__((noinline)) uint2 FullStep(const DeviceTables& tables,
+                                                    uint8_t* scratch_end, uint32_t most, int c,
+                                                    int q, bool there, int lane, uint32_t x,
+                                                    uint32_t cursor) {
   Pusher words{scratch_end, cursor, most};
   int shift = 0;
   uint32_t at = 0, e = 0, multiplier = 0;
@@ -109,8 +111,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
     const bool mine = lane < lanes;
     // Lanes without a part do what lane 0 does, and keep nothing of it.
     const int my = mine ? lane : 0;
-    const uint16_t* const symbols =
-        Opaque(batch.symbols + t.symbols + group * kGroupSymbols + my);
+    const uint16_t* const symbols = Opaque(batch.symbols + t.symbols + group * kGroupSymbols + my);
     const int16_t* const integers = batch.integers + t.symbols + group * kGroupSymbols + my;
     uint8_t* const scratch = t.scratch + static_cast<size_t>(number) * kSegmentScratch;
     uint8_t* const scratch_end = Opaque(scratch + kSegmentScratch);
@@ -153,8 +154,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
         const bool full = mine && high >= f;
         const unsigned mask = __ballot_sync(kAll, full);
         const int before = -static_cast<int>(words.cursor + __popc(mask & from_here));
-        StoreIf(full, reinterpret_cast<uint16_t*>(scratch_end) + before,
-                static_cast<uint16_t>(x));
+        StoreIf(full, reinterpret_cast<uint16_t*>(scratch_end) + before, static_cast<uint16_t>(x));
         x = full ? high : x;
         words.cursor += __popc(mask);
         const uint32_t d = __umulhi(2 * x, now[i].y) >> (code >> 12 & 15);
@@ -183,8 +183,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
     const int other = __shfl_down_sync(kAll, exponent, 1);
     const uint32_t head = (lanes + 1) / 2;
     if (mine && lane % 2 == 0) {
-      scratch[lane / 2] =
-          static_cast<uint8_t>(exponent | (lane + 1 < lanes ? other << 4 : 0));
+      scratch[lane / 2] = static_cast<uint8_t>(exponent | (lane + 1 < lanes ? other << 4 : 0));
     }
     const int length = mine ? exponent + 12 : 0;
     int end = length;
@@ -217,8 +216,8 @@ __global__ void AssembleKernel(EncodeBatch batch) {
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
   if (state->failed != kEncoded) return;
-  const uint32_t* const sizes = batch.segment_bytes + static_cast<size_t>(blockIdx.x) *
-                                                          batch.segments_most;
+  const uint32_t* const sizes =
+      batch.segment_bytes + static_cast<size_t>(blockIdx.x) * batch.segments_most;
   uint32_t at = kHeaderBytes + 2 * static_cast<uint32_t>(state->segments - 1);
   bool fits = true;
   for (int s = 0; s < state->segments; ++s) {

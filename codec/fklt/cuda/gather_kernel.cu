@@ -1,8 +1,8 @@
 // x - mu, keys un-rotated, in fp16, a row for each token that is no sink.
 //
 // Grid: MoveGrid; 256 threads. A thread has a token and a unit of 16 elements and goes through
-// members, whose descriptions the block has read into shared memory. Reads the writer's layout, writes x: memory is the bound, 4 bytes an element. Other
-// strides and fp32 go element by element.
+// members, whose descriptions the block has read into shared memory. Reads the writer's layout,
+// writes x: memory is the bound, 4 bytes an element. Other strides and fp32 go element by element.
 #include "codec/fklt/cuda/encode_kernels.h"
 #include "codec/fklt/cuda/rows_device.h"
 

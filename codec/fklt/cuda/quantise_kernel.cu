@@ -1,12 +1,11 @@
 // Token classes, integers and the certificate of a tile: FORMAT.md 5.1 to 5.4.
 //
-// A block a tile; a thread has a place, that is a token in its order, and a part of the rows. Bound:
-// instructions, about 30 a coordinate, and reads of y: three times the rows in use, 2 bytes each,
-// mostly from the caches.
-#include "codec/fklt/cuda/encode_kernels.h"
-
+// A block a tile; a thread has a place, that is a token in its order, and a part of the rows.
+// Bound: instructions, about 30 a coordinate, and reads of y: three times the rows in use, 2 bytes
+// each, mostly from the caches.
 #include <type_traits>
 
+#include "codec/fklt/cuda/encode_kernels.h"
 #include "device/launch.h"
 #include "device/ptx.h"
 
@@ -30,9 +29,9 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
   if (state->failed != kEncoded) return;
   const DeviceGroup& g = batch.groups[t.group];
   __shared__ float sum[kParts][kMaxTokens];
-  __shared__ float weight[kMaxTokens];     // by token
-  __shared__ int8_t k_of[kMaxTokens];      // by token
-  __shared__ uint8_t a_of[kMaxTokens];     // by token
+  __shared__ float weight[kMaxTokens];  // by token
+  __shared__ int8_t k_of[kMaxTokens];   // by token
+  __shared__ uint8_t a_of[kMaxTokens];  // by token
   __shared__ uint8_t token_at[kMaxTokens];
   __shared__ int rows_of[kStepClasses];    // by k + 6
   __shared__ int16_t rows_at[kMaxTokens];  // by place
@@ -174,9 +173,9 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
   if (p < n) {
     const int k = k_of[token];
     const int term = 5 * (TokenTerm(a_of[token], k) + RowTerm(0, t.step_exponent)) + 528;
-    const float steps = StepOf(-t.step_exponent, -k) * t.y_scale;  // a unit of y has
+    const float steps = StepOf(-t.step_exponent, -k) * t.y_scale;   // a unit of y has
     const uint32_t apart = kParts * static_cast<uint32_t>(stride);  // of y, a thread's rows
-    float squares = 0;                                             // of errors in steps
+    float squares = 0;                                              // of errors in steps
     const float rounding = t.rounding;
     // `together` rows from `r` on, kParts apart; their symbols are `each` apart.
     const int16_t* const sigma = Opaque(g.sigma);
@@ -277,8 +276,7 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
   }
   if (threadIdx.x == 0) {
     const float loss = sum[0][0];
-    const float predicted =
-        t.kappa * .5f * loss / static_cast<float>(t.tokens) + t.bf16_floor;
+    const float predicted = t.kappa * .5f * loss / static_cast<float>(t.tokens) + t.bf16_floor;
     const int groups = static_cast<int>((start[ranges] + kGroupSymbols - 1) / kGroupSymbols);
     const SegmentCut cut = CutSegments(groups, 0);
     state->predicted = predicted;

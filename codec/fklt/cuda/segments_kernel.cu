@@ -2,12 +2,14 @@
 //
 // A warp a segment. What decides the time of one segment is the chain of steps, each of which needs
 // the state that the last one left; what decides that of many is instructions. So:
-// - Tables of all classes are in shared memory, in two parts: which symbol a slot is (a byte), and of
+// - Tables of all classes are in shared memory, in two parts: which symbol a slot is (a byte), and
+// of
 //   each symbol its frequency, where it begins and its value. Both addresses are the class's begin
 //   with bits of the state.
-// - Where a symbol goes, and its class, depend on its number alone: what they are worked out from is
-//   asked for four steps ahead of the chain. A warp's next symbols nearly always lie in one range of
-//   rows, whose numbers all lanes share.
+// - Where a symbol goes, and its class, depend on its number alone: what they are worked out from
+// is
+//   asked for four steps ahead of the chain. A warp's next symbols nearly always lie in one range
+//   of rows, whose numbers all lanes share.
 // - Words come from a ring in shared memory that is filled 128 words at a time.
 // - Escapes and shifted symbols, whose value is NaN in the tables, leave the chain for a call.
 // - A segment's last steps, tables without room for all classes and steps beyond fp16 go through
@@ -22,7 +24,7 @@ namespace {
 
 constexpr unsigned kAll = kAllOfWarp;
 constexpr int kMaxWarps = 20;  // with more, registers spill
-constexpr int kSteps = 4;  // done at a time
+constexpr int kSteps = 4;      // done at a time
 constexpr uint32_t kSlots = kTableSlots - 1;
 constexpr uint32_t kRingBytes = 512;
 // Shared memory: the classes' entries, then from a multiple of 4,096 on the slots' symbols, the
@@ -43,11 +45,11 @@ static_assert(kSharedBytes <= 227 * 1024 - 1024);
 // The words of one segment: those that come next, in a ring of 256 in shared memory.
 struct Words {
   const uint8_t* at;
-  uint32_t size;         // words
-  uint32_t ring;         // begins there, in shared memory
-  uint32_t cursor;       // of the next word, in bytes
-  uint32_t filled;       // up to here they are in the ring, in bytes
-  uint32_t next[4];      // those of this lane that follow; not joined before they are needed
+  uint32_t size;     // words
+  uint32_t ring;     // begins there, in shared memory
+  uint32_t cursor;   // of the next word, in bytes
+  uint32_t filled;   // up to here they are in the ring, in bytes
+  uint32_t next[4];  // those of this lane that follow; not joined before they are needed
 
   __device__ __forceinline__ uint32_t One(uint32_t i) const {
     return i < size ? at[2 * i] | at[2 * i + 1] << 8 : 0;
@@ -164,8 +166,8 @@ __device__ __forceinline__ void Keep(bool there, __half* y, float v) {
   StoreIf(there, y, __half_as_ushort(__float2half_rn(v)));
 }
 
-// Appends the next words to the states of lanes with `need`, in rising order; at most 32. `cursor` is
-// in bytes, of the ring that begins at `ring`.
+// Appends the next words to the states of lanes with `need`, in rising order; at most 32. `cursor`
+// is in bytes, of the ring that begins at `ring`.
 __device__ __forceinline__ void Take(SharedSpace shared, uint32_t ring, bool need, uint32_t below,
                                      uint32_t* cursor, uint32_t* x) {
   const unsigned mask = __ballot_sync(kAll, need);
@@ -182,9 +184,8 @@ struct After {
 
 // The value of v, and in the format's order what follows a symbol that is shifted or an escape.
 template <typename Words>
-__device__ __forceinline__ After Finish(const DeviceTables& tables, uint32_t c, int v,
-                                        bool there, uint32_t x, uint32_t cursor,
-                                        const Words& take) {
+__device__ __forceinline__ After Finish(const DeviceTables& tables, uint32_t c, int v, bool there,
+                                        uint32_t x, uint32_t cursor, const Words& take) {
   const int shift = there ? tables.shift[c] : 0;
   const bool escape = there && v == -128;
   const bool shifted = there && shift != 0 && !escape;
@@ -205,22 +206,20 @@ __device__ __forceinline__ After Finish(const DeviceTables& tables, uint32_t c, 
   return {x, cursor, value};
 }
 
-// After the plain part of a step, where the symbols of some lanes (`special`) need more. Reads words
-// past the ring.
+// After the plain part of a step, where the symbols of some lanes (`special`) need more. Reads
+// words past the ring.
 __device__ __attribute__((noinline)) After Special(const DeviceTables& tables, const uint8_t* at,
-                                                   uint32_t size, uint32_t below, uint32_t c,
-                                                   int v, bool special, uint32_t x,
-                                                   uint32_t cursor) {
-  return Finish(tables, c, v, special, x, cursor,
-                [&](bool need, uint32_t* from, uint32_t* state) {
-                  const unsigned mask = __ballot_sync(kAll, need);
-                  if (mask == 0) return;
-                  const uint32_t i = *from / 2 + __popc(mask & below);
-                  if (need) {
-                    *state = *state << 16 | (i < size ? at[2 * i] | at[2 * i + 1] << 8 : 0);
-                  }
-                  *from += 2 * __popc(mask);
-                });
+                                                   uint32_t size, uint32_t below, uint32_t c, int v,
+                                                   bool special, uint32_t x, uint32_t cursor) {
+  return Finish(tables, c, v, special, x, cursor, [&](bool need, uint32_t* from, uint32_t* state) {
+    const unsigned mask = __ballot_sync(kAll, need);
+    if (mask == 0) return;
+    const uint32_t i = *from / 2 + __popc(mask & below);
+    if (need) {
+      *state = *state << 16 | (i < size ? at[2 * i] | at[2 * i + 1] << 8 : 0);
+    }
+    *from += 2 * __popc(mask);
+  });
 }
 
 // One step of any kind, from a state and a cursor to those after it. By value: what has an address
@@ -235,10 +234,9 @@ __device__ __attribute__((noinline)) After FullStep(const DeviceTables& tables, 
     v = static_cast<int8_t>(e & 255);
   }
   Take(shared, ring, there && x < 4096, below, &cursor, &x);
-  return Finish(tables, c, v, there, x, cursor,
-                [&](bool need, uint32_t* from, uint32_t* state) {
-                  Take(shared, ring, need, below, from, state);
-                });
+  return Finish(tables, c, v, there, x, cursor, [&](bool need, uint32_t* from, uint32_t* state) {
+    Take(shared, ring, need, below, from, state);
+  });
 }
 
 __global__ void __launch_bounds__(kMaxWarps * 32)
@@ -405,8 +403,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
       round(odd, even);
       j += kSteps * lanes;
     }
-    const bool ended =
-        __all_sync(kAll, !mine || x == 4096) && words.cursor == 2 * words.size;
+    const bool ended = __all_sync(kAll, !mine || x == 4096) && words.cursor == 2 * words.size;
     beyond = __any_sync(kAll, beyond);
     if (lane == 0 && !ended) {
       *failed = words.cursor > 2 * words.size ? kEarlyEnd : kWrongEnd;

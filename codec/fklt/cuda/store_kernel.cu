@@ -2,9 +2,9 @@
 // too.
 //
 // Grid: MoveGrid; 256 threads. A thread has a token and a unit of 16 elements and goes through
-// members, whose descriptions the block has read into shared memory. Reads x (2 bytes an element, of a token's row 16 at a time), writes as much; mu and
-// angles come from the caches. Bound: memory, 4 bytes an element. Other strides, fp32 and tokens
-// that were kept go element by element.
+// members, whose descriptions the block has read into shared memory. Reads x (2 bytes an element,
+// of a token's row 16 at a time), writes as much; mu and angles come from the caches. Bound:
+// memory, 4 bytes an element. Other strides, fp32 and tokens that were kept go element by element.
 #include "codec/fklt/cuda/decode_kernels.h"
 #include "codec/fklt/cuda/rows_device.h"
 
@@ -155,8 +155,7 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
         }
         continue;
       }
-      const __half* const row =
-          t.x + static_cast<size_t>(t.column + s.place_of[n]) * g.dimensions;
+      const __half* const row = t.x + static_cast<size_t>(t.column + s.place_of[n]) * g.dimensions;
       const float* const cosines = t.angles + token * batch.all_pairs;
       const int to = token - t.token_begin;
       const int page_token = t.pages == nullptr ? to : to % t.page_tokens;

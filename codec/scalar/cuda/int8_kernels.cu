@@ -39,8 +39,8 @@ __device__ __forceinline__ void LoadRun(const Int8Tile& t, const DevicePlane& pl
     v[e] = e < count ? LoadAs(t.dtype, row + (at + e) * plane.dim_stride) : 0;
 }
 
-// The scale of a row whose largest magnitude has these bits: as a half, and its inverse. False: there
-// is none.
+// The scale of a row whose largest magnitude has these bits: as a half, and its inverse. False:
+// there is none.
 __device__ __forceinline__ bool ScaleOf(uint32_t largest, uint32_t* half, float* inverse) {
   const float quotient = __fdiv_rn(__uint_as_float(largest), 127.0f);
   *half = __half_as_ushort(__float2half_rn(quotient));
@@ -205,8 +205,7 @@ __global__ void __launch_bounds__(kThreads, 6) DecodeKernel(const Int8Tile* tile
         const int to = first + i * rows;
         if (to >= wanted) break;
         float v[8];
-        Values(packed[i], __half2float(__ushort_as_half(static_cast<unsigned short>(scale[i]))),
-               v);
+        Values(packed[i], __half2float(__ushort_as_half(static_cast<unsigned short>(scale[i]))), v);
         StoreEight(dtype, v, base + TokenOffset(t, plane, to) + 2 * at);
       }
     }
