@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -251,6 +252,69 @@ TEST(CoderGpuTest, FkltMeetsTheCpuWithGroupsOfEveryKind) {
     EXPECT_TRUE(b.PaddingIntact());
     EXPECT_NEAR(gpu_bytes, cpu_bytes, .02 * cpu_bytes);
     EXPECT_FALSE(s.state.lost()) << s.state.why();
+  }
+}
+
+// Of a tile that is on the device the host reads the first bytes alone: in host memory the others are
+// zeros here.
+TEST(CoderGpuTest, TilesThatAreOnTheDeviceAreReadThere) {
+  std::mt19937 rng(Seed() + 4);
+  constexpr size_t kHostReads = 64;
+  const Geometry g = UniformGeometry(1, 2, 64, Rope());
+  fklt::SyntheticOptions options;
+  options.geometry = g;
+  options.partition = fklt::LayerGroups(g, 1);
+  const auto profile = ParseOrDie(MakeSyntheticProfile(options));
+  const auto fklt_profile = *fklt::FkltProfile::Read(profile);
+  for (CodecId id : {CodecId::kInt8, CodecId::kInt4, CodecId::kTurbo3, CodecId::kFklt}) {
+    Rig s(id, {g, {0, 1, 0, 1, 0, 2}, id == CodecId::kFklt ? profile : nullptr});
+    ASSERT_NE(s.gpu, nullptr);
+    const auto positions = PositionsFrom(200, 100);
+    TestCache source(g, 0, 1, 100, Dtype::kBf16, Layout::kContiguous);
+    const fklt::GroupModel& model = fklt_profile->groups[0];
+    for (int t = 0; t < 100; ++t) {
+      const std::vector<double> x = fklt::DrawToken(model, 1, rng);
+      for (const fklt::Member& m : model.members) {
+        for (int d = 0; d < m.head_dim; ++d) {
+          source.Set(m.layer * 2 + (m.stream == StreamKind::kV), m.head, t, d,
+                     static_cast<float>(x[m.offset + d]));
+        }
+      }
+    }
+    absl::Status status;
+    const std::vector<uint8_t> tile = Encode(*s.cpu, 0, source, positions, &status);
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_GT(tile.size(), 2 * kHostReads);
+    std::vector<uint8_t> hollow(tile.size());
+    std::copy(tile.begin(), tile.begin() + kHostReads, hollow.begin());
+    uint8_t* memory = nullptr;
+    ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&memory), tile.size() + 1), cudaSuccess);
+    for (size_t at : {0, 1}) {  // a chunk's tiles begin anywhere
+      ASSERT_EQ(cudaMemcpy(memory + at, tile.data(), tile.size(), cudaMemcpyHostToDevice),
+                cudaSuccess);
+      std::vector<std::unique_ptr<TestCache>> out;
+      std::vector<KvView> views;
+      std::vector<DecodeJob> jobs(4);
+      for (size_t i = 0; i < jobs.size(); ++i) {
+        out.push_back(std::make_unique<TestCache>(g, 0, 1, 100, Dtype::kBf16, kAllLayouts[i]));
+        jobs[i].tokens = jobs[i].token_end = 100;
+        jobs[i].layer_end = 1;
+        jobs[i].positions = positions;
+        jobs[i].tile = i % 2 == 0 ? hollow : tile;
+        jobs[i].device_tile = i % 2 == 0 ? memory + at : nullptr;
+        jobs[i].destination = out[i]->view();
+      }
+      const uint64_t before = s.state.tiles;
+      Workspace workspace;
+      ASSERT_TRUE(s.gpu->Decode(absl::MakeSpan(jobs), workspace).ok());
+      EXPECT_EQ(s.state.tiles - before, jobs.size()) << "some were left to the CPU";
+      for (size_t i = 0; i < jobs.size(); ++i) {
+        EXPECT_TRUE(jobs[i].status.ok()) << jobs[i].status;
+        EXPECT_EQ(FirstDifference(*out[i], *out[1]), "")
+            << "codec " << static_cast<int>(id) << ", job " << i << ", at " << at;
+      }
+    }
+    cudaFree(memory);
   }
 }
 

@@ -9,11 +9,13 @@ another than the CPU's in ratio, predicted KLD or error, or another codec not th
 """
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 PRESETS = {"int8": [""], "int4": [""], "turbo3": [""],
            "fklt": ["near_lossless", "balanced", "compact"]}
@@ -36,6 +38,8 @@ class Daemon:
             stdout=subprocess.PIPE, stderr=open(f"{work}/{backend}.log", "w"), text=True)
         for line in self.process.stdout:
             print(f"  {line.strip()}")
+            if line.startswith("metrics"):
+                self.metrics = line.split()[1]
             if line.startswith("listening"):
                 return
         fail(f"the daemon on {backend} did not start: {open(f'{work}/{backend}.log').read()}")
@@ -46,6 +50,10 @@ class Daemon:
         if result.returncode not in ok:
             fail(f"kvcask {' '.join(map(str, args))}: {result.stderr.strip()}")
         return json.loads(result.stdout)
+
+    def metric(self, name):
+        text = urllib.request.urlopen(self.metrics).read().decode()
+        return float(re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M)[1])
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -119,6 +127,10 @@ def main():
             fail(f"the device was lost: {info}")
         if not 0 < info["usage"]["gpu_bytes"] <= info["limits"]["gpu_budget_bytes"] == 64 << 20:
             fail(f"the tier on the device: {info['usage']}, {info['limits']}")
+        hits, misses = (daemons["cuda"].metric(f"kvcask_gpu_{n}_total") for n in ("hits", "misses"))
+        print(f"reads that found a chunk on the device: {hits:.0f}, that did not: {misses:.0f}")
+        if hits == 0 or misses > 0:
+            fail("what was put was not read on the device")
         daemons["cuda"]("rm", f"{codecs[0]}{PRESETS[codecs[0]][0]}")
         left = daemons["cuda"]("info")["usage"]["gpu_bytes"]
         if left >= info["usage"]["gpu_bytes"]:
