@@ -104,7 +104,7 @@ TEST(Deploy, EveryRecordedSeriesThatIsNamedIsRecorded) {
 
 TEST(Deploy, EveryAlertHasItsPageAndEveryPageItsAlert) {
   const auto alerts = Matches(Read(kRules), "alert: (Kvcask[A-Za-z]+)");
-  EXPECT_EQ(alerts.size(), 14u);
+  EXPECT_EQ(alerts.size(), 15u);
   EXPECT_EQ(Matches(Read(kManual), "\n### (Kvcask[A-Za-z]+)\n"), alerts);
 }
 
