@@ -195,6 +195,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
     const uint32_t begin = (head + (total + 7) / 8 + 1) / 2 * 2;
     // 112 bytes of mantissas at most: gathered in shared memory bit by bit would be slow, so each
     // lane adds its bits to 32-bit words.
+    __syncwarp();  // who still reads the last segment's
     bits[lane] = 0;
     __syncwarp();
     if (mine) {
