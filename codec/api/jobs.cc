@@ -113,6 +113,7 @@ absl::Status CheckDecodeJob(const Geometry& g, absl::Span<const Group> groups,
   s = CheckView(job.destination, CountPlanes(g, job.layer_begin, job.layer_end),
                 job.token_end - job.token_begin);
   if (!s.ok()) return s;
+  if (job.position_offset == 0) return absl::OkStatus();
   constexpr int64_t kMaxPosition = std::numeric_limits<uint32_t>::max();
   if (job.position_offset < -kMaxPosition || job.position_offset > kMaxPosition) {
     return Bad("position offset ", job.position_offset, "; expected at most ", kMaxPosition);
