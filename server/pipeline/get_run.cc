@@ -327,7 +327,7 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
 
   std::vector<DecodeJob> jobs[2];                // the codec's; raw tails
   std::vector<std::vector<PlaneView>> storage;   // of the jobs' planes
-  std::vector<GpuTier::Lease> on_gpu;            // of the jobs' chunks
+  std::vector<GpuTier::Lease> on_gpu;            // of the jobs' chunks, but the page at hand
   // Tiles are verified, then decoded while they are still in the cache.
   constexpr uint64_t kPortionBytes = 256 << 10;
   uint64_t portion_bytes = 0;
@@ -352,16 +352,13 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
   for (uint64_t page = r.token_begin / kPageTokens; page <= last_page; ++page) {
     const ChunkState& c = s.chunks[page - s.first_page];
     const auto groups = CodecOf(s, c).groups();
-    const uint8_t* device = nullptr;  // where the chunk's copy begins, if there is one
+    GpuTier::Lease copy;  // of the chunk, if there is one
     bool asked = false;
     const auto tile_on_device = [&](absl::Span<const uint8_t> tile) -> const uint8_t* {
-      if (gpu_ == nullptr) return nullptr;
-      if (!asked || on_gpu.empty()) {  // the first of the page, or of a portion
-        asked = true;
-        on_gpu.push_back(gpu_->FindOrAdd(c.ref));
-        device = on_gpu.back().bytes().data();
-      }
-      return device == nullptr ? nullptr : device + (tile.data() - c.ref->bytes.data());
+      if (gpu_ != nullptr && !asked) copy = gpu_->FindOrAdd(c.ref);
+      asked = true;
+      return copy.bytes().empty() ? nullptr
+                                  : copy.bytes().data() + (tile.data() - c.ref->bytes.data());
     };
     for (size_t g = 0; g < groups.size(); ++g) {
       const int begin = std::max(groups[g].layer_begin, r.layer_begin);
@@ -406,6 +403,7 @@ absl::Status GetRun::DecodeAllHeads(const ShardState& s, const GetRectangle& r,
         if (absl::Status st = decode(); !st.ok()) return st;
       }
     }
+    if (!copy.bytes().empty()) on_gpu.push_back(std::move(copy));
   }
   if (absl::Status st = decode(); !st.ok()) return st;
   const char* name = FindCodec(s.codec->id())->name;

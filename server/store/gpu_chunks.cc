@@ -1,13 +1,12 @@
 #include "server/store/gpu_chunks.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace kvcask {
 namespace {
 
-constexpr size_t kSwept = 8;  // dead copies that an Add looks for
-constexpr int kTries = 4;     // to find room: what was evicted may be leased, or lie in holes
+// To find room: what goes may be leased, or lie in holes, or another takes the room.
+constexpr int kTries = 2;
 
 }  // namespace
 
@@ -17,23 +16,25 @@ GpuChunks::GpuChunks(std::unique_ptr<GpuTier> tier, std::function<bool(const Sto
   usage_.capacity_bytes = tier_->Stats().capacity_bytes;
 }
 
-void GpuChunks::Add(const ChunkRef& chunk) {
+void GpuChunks::Add(const ChunkRef& chunk, bool evict) {
   const uint64_t bytes = chunk->bytes.size();
   if (bytes == 0 || (wants_ != nullptr && !wants_(*chunk))) return;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (usage_.lost || bytes > usage_.capacity_bytes) return;
-    (void)DropDead(kSwept);
-    if (Live(chunk) != copies_.end()) return;  // there, or on its way
-    Copy& copy = copies_[chunk.get()];
-    copy.of = chunk;
-    copy.bytes = bytes;
+    if (usage_.lost || bytes > usage_.capacity_bytes - (evict ? 0 : usage_.bytes)) return;
+    const auto [it, fresh] = copies_.try_emplace(chunk.get());
+    if (!fresh) return;  // there, or on its way
+    it->second.bytes = bytes;
+    if (chunk->gpu == nullptr) {
+      const StoredChunk* const key = chunk.get();
+      chunk->gpu = std::shared_ptr<void>(this, [this, key](void*) { Forget(key); });
+    }
   }
   absl::StatusOr<GpuTier::Id> id = tier_->Put(chunk->bytes);
-  for (int tries = 0; absl::IsResourceExhausted(id.status()) && tries < kTries; ++tries) {
+  for (int i = 0; evict && absl::IsResourceExhausted(id.status()) && i < kTries; ++i) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      if (MakeRoom(bytes << tries) == 0) break;
+      if (MakeRoom(bytes) == 0) break;
     }
     id = tier_->Put(chunk->bytes);
   }
@@ -63,7 +64,7 @@ void GpuChunks::Add(const ChunkRef& chunk) {
 
 GpuTier::Lease GpuChunks::Find(const ChunkRef& chunk) {
   std::lock_guard<std::mutex> lock(mutex_);
-  const auto it = Live(chunk);
+  const auto it = copies_.find(chunk.get());
   if (it != copies_.end() && it->second.ready) {
     absl::StatusOr<GpuTier::Lease> lease = tier_->Get(it->second.id);
     if (lease.ok()) {
@@ -81,9 +82,9 @@ GpuTier::Lease GpuChunks::FindOrAdd(const ChunkRef& chunk) {
   if (wants_ != nullptr && !wants_(*chunk)) return GpuTier::Lease();
   GpuTier::Lease lease = Find(chunk);
   if (!lease.bytes().empty()) return lease;
-  Add(chunk);
+  Add(chunk, /*evict=*/false);
   std::lock_guard<std::mutex> lock(mutex_);
-  const auto it = Live(chunk);
+  const auto it = copies_.find(chunk.get());
   if (it == copies_.end() || !it->second.ready) return GpuTier::Lease();
   absl::StatusOr<GpuTier::Lease> made = tier_->Get(it->second.id);
   return made.ok() ? *std::move(made) : GpuTier::Lease();
@@ -92,7 +93,7 @@ GpuTier::Lease GpuChunks::FindOrAdd(const ChunkRef& chunk) {
 bool GpuChunks::Holds(const ChunkRef& chunk) const {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto it = copies_.find(chunk.get());
-  return it != copies_.end() && it->second.ready && it->second.of.lock() == chunk;
+  return it != copies_.end() && it->second.ready;
 }
 
 void GpuChunks::Lose() {
@@ -100,17 +101,16 @@ void GpuChunks::Lose() {
   LoseLocked();
 }
 
-GpuChunksUsage GpuChunks::Usage() {
+GpuChunksUsage GpuChunks::Usage() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  (void)DropDead(order_.size());
   return usage_;
 }
 
-GpuChunks::Copies::iterator GpuChunks::Live(const ChunkRef& chunk) {
-  const auto it = copies_.find(chunk.get());
-  if (it == copies_.end() || it->second.of.lock() == chunk) return it;
-  Drop(it);  // of one that was at this address before
-  return copies_.end();
+// The chunk ends, so nobody adds or finds it.
+void GpuChunks::Forget(const StoredChunk* chunk) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = copies_.find(chunk);
+  if (it != copies_.end()) Drop(it);
 }
 
 void GpuChunks::Drop(Copies::iterator it) {
@@ -121,21 +121,8 @@ void GpuChunks::Drop(Copies::iterator it) {
   copies_.erase(it);
 }
 
-size_t GpuChunks::DropDead(size_t most) {
-  size_t gone = 0;
-  auto at = order_.end();
-  for (size_t i = 0; i < most && at != order_.begin(); ++i) {
-    const auto it = copies_.find(*--at);
-    if (!it->second.of.expired()) continue;
-    ++at;  // Drop takes what is before it
-    Drop(it);
-    ++gone;
-  }
-  return gone;
-}
-
 size_t GpuChunks::MakeRoom(uint64_t bytes) {
-  size_t gone = DropDead(order_.size());
+  size_t gone = 0;
   for (uint64_t freed = 0; freed < bytes && !order_.empty(); ++gone) {
     const auto it = copies_.find(order_.back());
     freed += it->second.bytes;

@@ -2,11 +2,12 @@
 // sending them again.
 //
 // A cache. The chunk in host memory stays the one that counts: nothing is lost with the device or
-// by eviction, and a chunk that leaves host memory, or is deleted, takes its copy along: at once
-// for Find, and its room with the next Add or Usage. When there is no room, what was used longest
-// ago goes.
+// by eviction, and a chunk that leaves host memory, or is deleted, takes its copy along. What is
+// put goes before what was used longest ago; what is read is copied where there is room: a read of
+// more than the tier holds would push out everything and find nothing.
 //
-// Thread-safe; copies are made beside the lock. Calls nothing of the store.
+// Thread-safe; copies are made beside the lock. Calls nothing of the store. Must outlive the chunks
+// that it was given.
 #pragma once
 
 #include <absl/base/thread_annotations.h>
@@ -41,22 +42,21 @@ class GpuChunks {
                      std::function<bool(const StoredChunk&)> wants = nullptr,
                      std::function<void(const absl::Status&)> lost = nullptr);
 
-  // Makes a copy, if there is none yet and there is or can be room.
-  void Add(const ChunkRef& chunk);
+  // Makes a copy, if there is none yet; others go for it where `evict` says so.
+  void Add(const ChunkRef& chunk, bool evict = true);
   // The copy, in place while the lease lives. Empty: there is none.
   GpuTier::Lease Find(const ChunkRef& chunk);
-  // The same; where there is none, one is made first, if it can be.
+  // The same; where there is none, one is made first, if there is room.
   GpuTier::Lease FindOrAdd(const ChunkRef& chunk);
   bool Holds(const ChunkRef& chunk) const;
   // The memory is gone: no copy is found from now on, and none made.
   void Lose();
 
-  GpuChunksUsage Usage();
+  GpuChunksUsage Usage() const;
 
  private:
   using Order = std::list<const StoredChunk*>;
   struct Copy {
-    std::weak_ptr<const StoredChunk> of;  // another may be made at its address
     GpuTier::Id id = 0;
     uint64_t bytes = 0;
     Order::iterator place;  // in order_, once it is ready
@@ -64,11 +64,9 @@ class GpuChunks {
   };
   using Copies = std::unordered_map<const StoredChunk*, Copy>;
 
-  Copies::iterator Live(const ChunkRef& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Forget(const StoredChunk* chunk);
   void Drop(Copies::iterator it) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Of the `most` that were used longest ago, those whose chunk is gone; their number.
-  size_t DropDead(size_t most) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Drops copies of at least so many bytes, if there are; the number that went, dead ones too.
+  // Drops copies of at least so many bytes, if there are; their number.
   size_t MakeRoom(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LoseLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -110,6 +110,8 @@ TEST(GpuChunksTest, WhatWasUsedLongestAgoGoesForRoom) {
   EXPECT_TRUE(gpu.Holds(chunks[2]));
   EXPECT_TRUE(Same(gpu.Find(chunks[3]), chunks[3]));
   EXPECT_EQ(gpu.Usage().evicted_chunks, 1u);
+  EXPECT_TRUE(gpu.FindOrAdd(chunks[1]).bytes().empty()) << "a read pushes nothing out";
+  EXPECT_EQ(gpu.Usage().evicted_chunks, 1u);
   gpu.Add(Chunk(65 << 10, 1));  // larger than all of it: nobody goes for it
   EXPECT_EQ(gpu.Usage().chunks, 3u);
 }
@@ -172,6 +174,7 @@ TEST(GpuChunksTest, ThreadsReadWhatTheyAskedForWhileOthersEvict) {
       std::mt19937 mine(seed);
       for (int i = 0; i < 2000; ++i) {
         const ChunkRef& c = chunks[mine() % chunks.size()];
+        if (mine() % 4 == 0) gpu.Add(c);
         const GpuTier::Lease lease = gpu.FindOrAdd(c);
         if (lease.bytes().empty()) continue;
         ++found;

@@ -106,13 +106,16 @@ class SessionStore::Impl {
   absl::StatusOr<CommitResult> Commit(CommitRequest request) {
     if (auto s = CheckRun(request, page_tokens()); !s.ok()) return s;
     std::vector<ChunkRef> chunks = MakeChunks(request);
-    const std::vector<ChunkRef> made = options().gpu != nullptr ? chunks : std::vector<ChunkRef>();
+    std::vector<ChunkRef> made = options().gpu != nullptr ? chunks : std::vector<ChunkRef>();
     auto result = Commit(std::move(request), std::move(chunks));
-    if (result.ok()) {
-      for (const ChunkRef& chunk : made) {
-        // What was there already, or a replay, is held by `made` alone.
-        if (chunk.use_count() > 1) options().gpu->Add(chunk);
-      }
+    if (!result.ok()) return result;
+    // What was there already, or a replay, is held by `made` alone.
+    made.erase(std::remove_if(made.begin(), made.end(),
+                              [](const ChunkRef& c) { return c.use_count() == 1; }),
+               made.end());
+    for (ChunkRef& chunk : made) {
+      options().gpu->Add(chunk);
+      chunk.reset();  // it may be demoted
     }
     return result;
   }
@@ -150,13 +153,26 @@ class SessionStore::Impl {
   }
 
   absl::StatusOr<SessionStat> Stat(const SessionKey& key) const {
+    std::vector<ChunkRef> in_memory;
+    absl::StatusOr<SessionStat> stat = Stat(key, options().gpu != nullptr ? &in_memory : nullptr);
+    // A device that hangs must not hold up who waits for the store.
+    for (const ChunkRef& chunk : in_memory) {
+      if (options().gpu->Holds(chunk)) stat->gpu_bytes += chunk->bytes.size();
+    }
+    return stat;
+  }
+
+  // `in_memory`, if given: the session's chunks there.
+  absl::StatusOr<SessionStat> Stat(const SessionKey& key, std::vector<ChunkRef>* in_memory) const {
     std::lock_guard<std::mutex> lock(state_.mutex);
     const Session* session = state_.Find(key);
     if (session == nullptr) return NoSession(key);
     SessionStat stat = session->Stat(page_tokens());
     for (const auto& [index, chain] : session->shards) {
       stat.host_bytes += state_.HostBytes(chain.head);
-      stat.gpu_bytes += state_.GpuBytes(chain.head);
+      for (const PageNode* n = chain.head; in_memory != nullptr && n != nullptr; n = n->parent) {
+        if (n->chunk != nullptr) in_memory->push_back(n->chunk);
+      }
       if (state_.tree.lost_chunks() == 0) continue;
       for (const PageNode* n = chain.head; n != nullptr; n = n->parent) {
         const uint64_t begin = n->page * page_tokens();

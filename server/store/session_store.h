@@ -241,7 +241,7 @@ struct SessionStoreOptions {
   Tier* tier = nullptr;          // borrowed
   uint64_t tier_bytes = 0;       // the tier's budget for chunks; 0: no limit
   ByteBudget* budget = nullptr;  // for what comes back from the tier
-  // Borrowed: gets a copy of what comes to host memory. Null: there is none.
+  // Borrowed, and outlives the store: gets a copy of what is committed. Null: there is none.
   GpuChunks* gpu = nullptr;
   SyncPolicy sync = SyncPolicy::kCommit;
   absl::Duration sync_interval = absl::Milliseconds(100);

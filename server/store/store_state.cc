@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "server/store/eviction.h"
-#include "server/store/gpu_chunks.h"
 
 namespace kvcask {
 namespace {
@@ -198,14 +197,6 @@ uint64_t StoreState::HostBytes(const PageNode* node) const {
   uint64_t bytes = 0;
   for (; node != nullptr; node = node->parent) {
     if (node->chunk != nullptr) bytes += node->own_stored_bytes();
-  }
-  return bytes;
-}
-
-uint64_t StoreState::GpuBytes(const PageNode* node) const {
-  uint64_t bytes = 0;
-  for (; options.gpu != nullptr && node != nullptr; node = node->parent) {
-    if (node->chunk != nullptr && options.gpu->Holds(node->chunk)) bytes += node->own_stored_bytes();
   }
   return bytes;
 }

@@ -75,7 +75,6 @@ struct StoreState {
   };
   std::vector<Held> FindHeld(const std::string& ns, absl::Span<const Digest> ids) const;
   uint64_t HostBytes(const PageNode* node) const;  // of it and all before
-  uint64_t GpuBytes(const PageNode* node) const;   // the same, of those copied to a GPU
 
   absl::StatusOr<Lease> AddLease(std::vector<PageNode*> nodes, uint64_t tokens,
                                  absl::Duration duration);

@@ -17,6 +17,8 @@ struct StoredChunk {
   uint32_t tokens = 0;
   ChunkBytes bytes;
   Reservation reservation;
+  // GpuChunks' alone: how it learns that the chunk goes. Its owner outlives the chunk.
+  mutable std::shared_ptr<void> gpu;
 };
 using ChunkRef = std::shared_ptr<const StoredChunk>;
 

@@ -78,6 +78,7 @@ class Int8Engine : public CudaEngine {
       t.token_begin = job.token_begin;
       t.token_end = job.token_end;
       t.codes = static_cast<uint32_t>(codes);
+      if (job.layer_begin == job.layer_end) continue;  // of no planes: nothing is wanted
       t.tile = const_cast<uint8_t*>(TileOnDevice(device_tiles, i));
       batch_.AddJob(job.destination, t.tile == nullptr ? job.tile.size() : 0);
       batch_.Add(t, i);
