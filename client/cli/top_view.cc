@@ -215,6 +215,13 @@ std::string RenderScreen(const std::string& title, const Scrape& before, const S
                                   b.Now("kvcask_sessions"), b.Now("kvcask_chunks"),
                                   Megabytes(b.Now("kvcask_stored_unique_bytes")),
                                   b.Now("kvcask_profiles")));
+  if (const double room = b.Now("kvcask_gpu_budget_bytes"); room > 0) {
+    lines.push_back(absl::StrFormat(
+        "gpu     %.0f chunks copied (%s of %s), %.1f reads/s found theirs, %.1f did not%s",
+        b.Now("kvcask_gpu_chunks"), Megabytes(b.Now("kvcask_gpu_bytes")), Megabytes(room),
+        b.Rate("kvcask_gpu_hits_total"), b.Rate("kvcask_gpu_misses_total"),
+        b.Now("kvcask_device_lost") > 0 ? "; THE DEVICE IS LOST" : ""));
+  }
   lines.push_back(absl::StrFormat("queue   %.0f batches, the oldest %.1f ms",
                                   b.Now("kvcask_queue_depth"),
                                   1e3 * b.Now("kvcask_queue_age_seconds")));

@@ -68,6 +68,20 @@ TEST(TopView, TheScreenHasWhatMovesAndFitsItsWidth) {
   }
 }
 
+TEST(TopView, ATierOnTheGpuHasALineOfItsOwn) {
+  const char before[] = "kvcask_gpu_hits_total 10\n";
+  const std::string now =
+      "kvcask_gpu_budget_bytes 8e9\nkvcask_gpu_bytes 2e9\nkvcask_gpu_chunks 31\n"
+      "kvcask_gpu_hits_total 40\nkvcask_gpu_misses_total 5\n";
+  const auto screen = [&](const std::string& text) {
+    return RenderScreen("kvcaskd", Parse(before, 100), Parse(text, 102), 200);
+  };
+  EXPECT_THAT(screen(now), HasSubstr("\ngpu     31 chunks copied (2000.0 MB of 8000.0 MB), 15.0 "
+                                     "reads/s found theirs, 2.5 did not\n"));
+  EXPECT_THAT(screen(now + "kvcask_device_lost 1\n"), HasSubstr("THE DEVICE IS LOST\n"));
+  EXPECT_THAT(screen(kNow), Not(HasSubstr("\ngpu ")));  // a daemon without
+}
+
 TEST(TopView, ACounterThatFellHasBegunAnew) {
   const std::string line = RenderLine(Parse(kNow, 102), Parse(kBefore, 104));
   EXPECT_THAT(line, HasSubstr("calls_per_s=50.0"));

@@ -82,7 +82,7 @@ void Enqueue(cudaStream_t stream, std::function<void()> work);
 int64_t Waiting();
 uint8_t* DynamicShared();
 // From the n-th launch on, every call fails with `error`, as on a device whose context is lost; no
-// launch: cudaSuccess ends that.
+// launch: cudaSuccess ends that. KVCASK_EMULATION_LOSES_AFTER=n in the environment does the same.
 void LoseDevice(cudaError_t error, int launches = 0);
 // Launches so far.
 uint64_t Launches();

@@ -66,8 +66,11 @@ Machine& machine() {
 }
 
 std::mutex lost_mutex;
-cudaError_t lost = cudaSuccess, to_come = cudaSuccess;
-int launches_left = 0;
+// A program of its own, a daemon under test, is told by its environment after how many launches.
+const char* const lose_after = std::getenv("KVCASK_EMULATION_LOSES_AFTER");
+cudaError_t lost = cudaSuccess,
+            to_come = lose_after != nullptr ? cudaErrorIllegalAddress : cudaSuccess;
+int launches_left = lose_after != nullptr ? std::atoi(lose_after) : 0;
 uint64_t launches = 0;
 
 cudaError_t Alive() {

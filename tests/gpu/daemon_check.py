@@ -2,12 +2,15 @@
 """A daemon whose codecs run on a device, beside one on the CPU: the same cache is put and got
 through both over a unix socket, and compared.
 
-    daemon_check.py KVCASKD KVCASK EXAMPLES [CODEC...]
+    daemon_check.py KVCASKD KVCASK EXAMPLES [--emulated] [CODEC...]
 
 Prints what `stat` says of both. Ends with 1 when the device was not used, was lost, or its fklt is
 another than the CPU's in ratio, predicted KLD or error, or another codec not the CPU's bit for bit.
+Then a daemon whose tier is smaller than what is put: it keeps its budget, all is read back. With
+--emulated (KVCASKD runs on device/emulation) also one whose device is lost between reads.
 """
 import json
+import os
 import pathlib
 import re
 import signal
@@ -29,20 +32,22 @@ def fail(text):
 class Daemon:
     """One daemon of a backend, on a socket of its own; on a device with a tier there."""
 
-    def __init__(self, binary, kvcask, backend, work):
-        tier = ["--gpu-budget", "64MiB"] if backend == "cuda" else []
-        self.kvcask, self.address = kvcask, f"unix:{work}/{backend}.socket"
+    def __init__(self, binary, kvcask, backend, work, budget="64MiB", name=None, env=()):
+        tier = ["--gpu-budget", budget] if backend == "cuda" else []
+        name = name or backend
+        self.kvcask, self.address = kvcask, f"unix:{work}/{name}.socket"
         self.process = subprocess.Popen(
             [binary, "--backend", backend, "--listen", self.address, "--metrics", "127.0.0.1:0",
              *tier],
-            stdout=subprocess.PIPE, stderr=open(f"{work}/{backend}.log", "w"), text=True)
+            stdout=subprocess.PIPE, stderr=open(f"{work}/{name}.log", "w"), text=True,
+            env={**os.environ, **dict(env)})
         for line in self.process.stdout:
             print(f"  {line.strip()}")
             if line.startswith("metrics"):
                 self.metrics = line.split()[1]
             if line.startswith("listening"):
                 return
-        fail(f"the daemon on {backend} did not start: {open(f'{work}/{backend}.log').read()}")
+        fail(f"the daemon on {backend} did not start: {open(f'{work}/{name}.log').read()}")
 
     def __call__(self, *args, ok=(0,)):
         result = subprocess.run([self.kvcask, *map(str, args), "--server", self.address, "--json"],
@@ -82,14 +87,77 @@ def near(a, b, part):
     return abs(a - b) <= part * max(abs(a), abs(b)) + 1e-9
 
 
+def same(daemon, session, out, expected):
+    daemon("get", "--session", session, "--out", out)
+    if pathlib.Path(out).read_bytes() != pathlib.Path(expected).read_bytes():
+        fail(f"session {session} is not what the CPU gives")
+
+
+def check_small_tier(make, cache, work, expected):
+    """A tier of 2 MiB, room for one chunk of int8: the others are copied in turn, nothing is lost."""
+    budget = 2 << 20
+    daemon = make("2MiB", "small")
+    stored = 0
+    for codec in expected:
+        daemon("put", cache, "--session", codec, "--codec", codec)
+        stored += daemon("stat", "--session", codec)["stored_bytes"]
+        held = daemon("info")["usage"]["gpu_bytes"]
+        if not 0 < held <= budget:
+            fail(f"{held} bytes in a tier of {budget}")
+    if stored <= budget:
+        fail(f"{stored} bytes stored fit a tier of {budget}: nothing is evicted")
+    for _ in range(2):
+        for codec, out in expected.items():
+            same(daemon, codec, f"{work}/small.out", out)
+            if daemon("info")["usage"]["gpu_bytes"] > budget:
+                fail("a read took the tier over its budget")
+    evicted, lost = (daemon.metric(f"kvcask_{n}")
+                     for n in ("gpu_evicted_chunks_total", "device_lost"))
+    print(f"{stored} bytes stored over a tier of {budget}: {evicted:.0f} copies evicted, all read")
+    if evicted == 0 or lost:
+        fail(f"evicted {evicted}, device lost {lost}")
+    daemon.stop()
+
+
+def check_lost_device(make, cache, work, codec, expected):
+    """A device lost between reads: the tier is empty, the CPU reads and writes on."""
+    daemon = make("64MiB", "lost", {"KVCASK_EMULATION_LOSES_AFTER": "60"})
+    daemon("put", cache, "--session", "a", "--codec", codec)
+    stat = daemon("stat", "--session", "a")
+    if stat["tier"] != "gpu" or daemon.metric("kvcask_device_lost"):
+        fail(f"the device was lost before it was read from: {stat}")
+    gets = 0
+    while not daemon.metric("kvcask_device_lost"):
+        if gets == 200:
+            fail("200 reads, and the device is not lost: fewer launches than were asked for")
+        same(daemon, "a", f"{work}/lost.out", expected)
+        gets += 1
+    deadline = time.monotonic() + 60  # it is told a moment later
+    while daemon.metric("kvcask_gpu_bytes"):
+        if time.monotonic() > deadline:
+            fail("a lost device's tier is not empty")
+    stat = daemon("stat", "--session", "a")
+    if stat["tier"] != "host" or stat["gpu_bytes"]:
+        fail(f"stat after the loss: {stat}")
+    daemon("put", cache, "--session", "b", "--codec", codec)
+    for session in "ab":
+        same(daemon, session, f"{work}/lost.out", expected)
+    if daemon.metric("kvcask_gpu_bytes"):
+        fail("a put after the loss was copied to the device")
+    print(f"the device was lost in read {gets}; all is read and put on the CPU")
+    daemon.stop()
+
+
 def main():
     if len(sys.argv) < 4:
         sys.exit(__doc__)
     kvcaskd, kvcask, examples = sys.argv[1:4]
-    codecs = sys.argv[4:] or list(PRESETS)
+    emulated = "--emulated" in sys.argv
+    codecs = [a for a in sys.argv[4:] if a != "--emulated"] or list(PRESETS)
     examples = pathlib.Path(examples)
     cache = examples / "smollm2-135m-book-256.safetensors"
     profile = examples / "smollm2-135m-layer.fklt.profile.safetensors"
+    expected = {}  # what the CPU gives, of codecs that give the same on the device
     with tempfile.TemporaryDirectory(prefix="kvg.", dir="/tmp") as work:
         daemons = {b: Daemon(kvcaskd, kvcask, b, work) for b in ("cuda", "cpu")}
         info = daemons["cuda"]("info")
@@ -118,6 +186,8 @@ def main():
                 if codec != "fklt" and (pathlib.Path(f"{work}/cuda.out").read_bytes() !=
                                         pathlib.Path(f"{work}/cpu.out").read_bytes()):
                     fail(f"{codec} differs from the CPU's")
+                if codec != "fklt":
+                    expected[codec] = pathlib.Path(f"{work}/cpu.out").rename(f"{work}/{codec}.cpu")
                 if not near(gpu["ratio"], cpu["ratio"], .01) or \
                         not near(gpu["predicted_kld"], cpu["predicted_kld"], .03) or \
                         any(not near(gpu_rms[s], cpu_rms[s], .03) for s in cpu_rms):
@@ -137,6 +207,15 @@ def main():
             fail(f"a deleted session's copies stay on the device: {left} bytes")
         for daemon in daemons.values():
             daemon.stop()
+
+        def make(budget, name, env=()):
+            return Daemon(kvcaskd, kvcask, "cuda", work, budget, name, env)
+
+        if expected:
+            check_small_tier(make, cache, work, expected)
+        if expected and emulated:
+            codec = next(iter(expected))
+            check_lost_device(make, cache, work, codec, expected[codec])
     print("daemon_check: passed")
 
 
