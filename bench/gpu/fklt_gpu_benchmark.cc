@@ -1,15 +1,18 @@
 // Decoding and encoding of `fklt` on a GPU: GB/s counted on the bf16 side and of stored bytes, by batch size,
 // beside a copy of the same bytes on the device and the parts alone (rANS, GEMM).
 //
-//   fklt_gpu_benchmark [NAME PROFILE CACHE [GROUP]]...
+//   fklt_gpu_benchmark [--mib=N] [NAME PROFILE CACHE]...
 //
 // Without arguments: synthetic profiles of D 512 and D 2,048. With: pages of a real cache
-// (safetensors) under a profile. Tiles and destination are on the device, descriptions come from
+// (safetensors) under a profile. --mib: batches of one size alone. Tiles and destination are on the device, descriptions come from
 // the host. Medians of 15 rounds; p99 of 200 for the smallest batch. Every row checks the result
 // against the CPU's: relative RMS error, of the reader's bf16; a tile that is refused ends the
 // program with status 1. At 1 GiB also what two engines do at once, by the clock, in batches of 128
 // MiB: the median of three. GB = 10^9 bytes, MiB = 2^20.
+#include <absl/strings/match.h>
+#include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/string_view.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -41,6 +44,8 @@ using fklt::FkltProfile;
 using fklt::GroupCoder;
 using fklt::GroupModel;
 using fklt::Member;
+
+double g_only_mib = 0;
 
 void Die(const std::string& why) {
   std::fprintf(stderr, "fklt_gpu_benchmark: %s\n", why.c_str());
@@ -241,10 +246,10 @@ void Run(const Data& data, int step_limit_shift) {
     coders.push_back(*GroupCoder::Make(g, data.geometry, spec.shard));
     pointers.push_back(coders.back().get());
   }
-  auto made = FkltCuda::Make(profile, pointers, data.geometry);
+  auto made = FkltCuda::Make(profile, pointers, data.geometry, step_limit_shift);
   if (!made.ok()) Die(made.status().ToString());
   FkltCuda& gpu = **made;
-  auto second = FkltCuda::Make(profile, pointers, data.geometry);
+  auto second = FkltCuda::Make(profile, pointers, data.geometry, step_limit_shift);
   if (!second.ok()) Die(second.status().ToString());
   FkltCuda* const engines[2] = {&gpu, second->get()};
   const Group group = (*cpu)->groups()[data.group];
@@ -289,6 +294,7 @@ void Run(const Data& data, int step_limit_shift) {
   const double ratio = page_bytes * static_cast<double>(data.pages.size()) / stored;
 
   for (const double mib : {1.0, 16.0, 256.0, 1024.0}) {
+    if (g_only_mib > 0 && mib != g_only_mib) continue;
     const size_t count = std::max<size_t>(1, std::lround(mib * (1 << 20) / page_bytes));
     uint8_t *memory, *tile_memory, *copy;
     Cuda(cudaMalloc(reinterpret_cast<void**>(&memory), count * page_bytes), "malloc");
@@ -502,8 +508,18 @@ int main(int argc, char** argv) {
   cudaDeviceProp p{};
   Cuda(cudaGetDeviceProperties(&p, 0), "device");
   std::printf("%s, %d multiprocessors\n", p.name, p.multiProcessorCount);
+  int i = 1;
+  for (; i < argc && std::strncmp(argv[i], "--", 2) == 0; ++i) {
+    const absl::string_view option = argv[i];
+    double value;
+    if (!absl::SimpleAtod(option.substr(option.find('=') + 1), &value) || value <= 0) {
+      Die(absl::StrCat("bad option ", option));
+    }
+    if (!absl::StartsWith(option, "--mib=")) Die(absl::StrCat("no option ", option));
+    g_only_mib = value;
+  }
   std::vector<Data> all;
-  for (int i = 1; i + 2 < argc; i += 3) all.push_back(Real(argv[i], argv[i + 1], argv[i + 2], 1));
+  for (; i + 2 < argc; i += 3) all.push_back(Real(argv[i], argv[i + 1], argv[i + 2], 1));
   if (all.empty()) {
     all.push_back(Synthetic("synthetic 1 layer", Uniform(1, 2, 128), 1));
     all.push_back(Synthetic("synthetic 4 layers", Uniform(4, 2, 128), 4));

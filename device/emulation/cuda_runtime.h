@@ -123,6 +123,14 @@ T __shfl_up_sync(unsigned mask, T v, int d) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   return __shfl_sync(mask, v, lane >= d ? lane - d : lane);
 }
+// The lanes whose v is this one's.
+inline unsigned __match_any_sync(unsigned mask, int v) {
+  unsigned same = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (__shfl_sync(mask, v, lane) == v) same |= 1u << lane;
+  }
+  return same;
+}
 template <typename T>
 T __shfl_down_sync(unsigned mask, T v, int d) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -161,6 +169,18 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
 }
 inline int __clz(unsigned v) { return v == 0 ? 32 : __builtin_clz(v); }
+template <typename T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <typename T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <typename T>
+void __stcs(T* p, T v) {
+  *p = v;
+}
 template <typename T>
 T __ldg(const T* p) {
   return *p;

@@ -69,7 +69,7 @@ class Reachable {
 
 // CPU codec and GPU engine of one profile.
 struct Both {
-  explicit Both(const fklt::SyntheticOptions& options)
+  explicit Both(const fklt::SyntheticOptions& options, int step_limit_shift = 0)
       : file(ParseOrDie(MakeSyntheticProfile(options))), profile(*FkltProfile::Read(file)) {
     geometry = options.geometry;
     CodecSpec spec;
@@ -77,13 +77,13 @@ struct Both {
     const int layers = static_cast<int>(geometry.layers.size());
     spec.shard = {0, 1, 0, layers, 0, geometry.layers[0].streams[0].heads};
     spec.profile = file;
-    cpu = *MakeFkltCodec(spec);
+    cpu = *MakeFkltCodecWith(spec, {RansPath::kBest, step_limit_shift});
     std::vector<const GroupCoder*> pointers;
     for (const GroupModel& g : profile->groups) {
       coders.push_back(*GroupCoder::Make(g, geometry, spec.shard));
       pointers.push_back(coders.back().get());
     }
-    auto made = FkltCuda::Make(profile, pointers, geometry);
+    auto made = FkltCuda::Make(profile, pointers, geometry, step_limit_shift);
     EXPECT_TRUE(made.ok()) << made.status();
     if (made.ok()) gpu = *std::move(made);
   }
@@ -264,7 +264,7 @@ TEST(FkltGpuTest, DecodesEveryPartitionAsTheCpuDoes) {
   for (const fklt::Partition& partition :
        {fklt::OneHeadGroups(g), fklt::OneStreamGroups(g), fklt::LayerGroups(g, 1),
         fklt::LayerGroups(g, 4), fklt::LayerGroups(g, 3)}) {
-    Both b(Options(g, partition, rng()));
+    Both b(Options(g, partition, rng()), static_cast<int>(rng() % 3));
     ASSERT_NE(b.gpu, nullptr);
     std::vector<std::unique_ptr<Prepared>> jobs;
     for (int i = 0; i < std::max(3, 24 / kFewer); ++i) {
@@ -292,12 +292,17 @@ TEST(FkltGpuTest, RefusesDamagedTilesWhereTheCpuDoesAndDecodesTheOthers) {
   const Geometry g = Heads(4, 2, 64);
   Both b(Options(g, fklt::LayerGroups(g, 4), rng()));
   ASSERT_NE(b.gpu, nullptr);
+  std::vector<std::unique_ptr<Prepared>> jobs;
+  std::vector<std::vector<uint8_t>> whole;
+  for (int i = 0; i < (kFewer > 1 ? 12 : 64); ++i) {
+    jobs.push_back(Prepare(b, 0, 1 + static_cast<int>(rng() % 128), rng));
+    whole.push_back(jobs.back()->tile);
+  }
   int refused = 0;
   for (int round = 0; round < std::max(1, 8 / kFewer); ++round) {
-    std::vector<std::unique_ptr<Prepared>> jobs;
-    for (int i = 0; i < (kFewer > 1 ? 12 : 64); ++i) {
-      jobs.push_back(Prepare(b, 0, 1 + static_cast<int>(rng() % 128), rng));
-      std::vector<uint8_t>& tile = jobs.back()->tile;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      std::vector<uint8_t>& tile = jobs[i]->tile;
+      tile = whole[i];
       switch (rng() % 5) {
         case 0:
           break;
@@ -315,7 +320,7 @@ TEST(FkltGpuTest, RefusesDamagedTilesWhereTheCpuDoesAndDecodesTheOthers) {
             tile[rng() % tile.size()] ^= static_cast<uint8_t>(1 << rng() % 8);
           }
       }
-      jobs.back()->gpu_job.tile = jobs.back()->cpu_job.tile = tile;
+      jobs[i]->gpu_job.tile = jobs[i]->cpu_job.tile = tile;
     }
     RunBoth(b, jobs);
     for (auto& p : jobs) refused += !p->cpu_job.status.ok();
@@ -326,9 +331,10 @@ TEST(FkltGpuTest, RefusesDamagedTilesWhereTheCpuDoesAndDecodesTheOthers) {
 TEST(FkltGpuTest, TheCpuDecodesWhatTheGpuEncodedAsGoodAndAsSmallAsItsOwn) {
   std::mt19937 rng(Seed() + 3);
   const Geometry g = Heads(4, 2, 64);
+  int shift = 0;  // segments of every length
   for (const fklt::Partition& partition :
        {fklt::OneHeadGroups(g), fklt::LayerGroups(g, 1), fklt::LayerGroups(g, 4)}) {
-    Both b(Options(g, partition, rng()));
+    Both b(Options(g, partition, rng()), shift++);
     ASSERT_NE(b.gpu, nullptr);
     constexpr int kJobs = kFewer > 1 ? 4 : 32;
     std::vector<std::unique_ptr<Reachable>> sources;

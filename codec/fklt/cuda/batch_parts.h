@@ -118,10 +118,10 @@ struct AngleTables {
     }
   }
   // Fills in what the device gets: `host` is filled, the addresses in it are the device's.
-  void Describe(const uint32_t* device_positions, float* device_angles, int all_pairs,
+  void Describe(const uint32_t* device_positions, uint32_t* device_angles, int all_pairs,
                 uint32_t* host_positions, AngleDesc* host) const {
     for (const Table& t : tables) {
-      *host++ = {device_positions + t.first, device_angles + 2 * t.first * all_pairs,
+      *host++ = {device_positions + t.first, device_angles + t.first * all_pairs,
                  t.position_offset, static_cast<int>(t.positions.size())};
       std::copy(t.positions.begin(), t.positions.end(), host_positions + t.first);
     }

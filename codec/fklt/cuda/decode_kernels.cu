@@ -1,6 +1,7 @@
 #include "codec/fklt/cuda/decode_kernels.h"
 
 #include "codec/cuda/elements_device.h"
+#include "codec/fklt/cuda/angles_device.h"
 #include "codec/fklt/cuda/lanes_device.h"
 #include "device/launch.h"
 
@@ -48,7 +49,7 @@ struct Words {
   }
 };
 
-// Cosines, then sines, of one table's tokens and all pairs; the scale is in them.
+// Of one table's tokens and all pairs.
 __device__ void FillAngles(const AngleDesc& t, const DeviceRope* ropes, int rope_count,
                            int all_pairs, int first, int stride) {
   const int n = t.tokens * all_pairs;
@@ -62,8 +63,7 @@ __device__ void FillAngles(const AngleDesc& t, const DeviceRope* ropes, int rope
     const double angle = position * static_cast<double>(rope.inv_freq[pair - rope.first_angle]);
     double s, c;
     sincos(angle, &s, &c);
-    t.angles[i] = static_cast<float>(c * rope.scale);
-    t.angles[n + i] = static_cast<float>(s * rope.scale);
+    t.angles[i] = PackAngle(c, s);
   }
 }
 
@@ -73,68 +73,95 @@ __global__ void AnglesKernel(const AngleBatch batch) {
 }
 
 // The order of tokens and where rows lie (FORMAT.md 3.1), from the token classes in shared memory:
-// amplitudes of n tokens, then their step classes. One warp. Returns the number of symbols.
-__device__ uint32_t Arrange(const DecodeTileDesc& t, const int8_t* classes, int lane,
-                            TileState* s) {
+// amplitudes of n tokens, then their step classes. One warp; lane l looks after step class 6 - l.
+// `first_place`: [4][32] in shared memory, to work in. Returns the number of symbols.
+__device__ uint32_t Arrange(const DecodeTileDesc& t, const int8_t* classes, uint8_t (*first_place)[32],
+                            int lane, TileState* s) {
   const int n = t.coded;
-  bool coarse = false;
-  int step_class[4];
+  const uint32_t below = (1u << lane) - 1;
+  // Of 32 tokens at a time: how many of each class there are, and a token's number among its own.
+  int number[4], own[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) first_place[i][lane] = 0;
+  __syncwarp();
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
-    step_class[i] = lane + 32 * i < n ? classes[n + lane + 32 * i] : -128;
+    const int token = lane + 32 * i;
+    const int l = token < n ? kMaxStepClass - classes[n + token] : kMaxRanges;
+    own[i] = l < 0 || l > kMaxRanges ? kMaxRanges : l;  // kMaxRanges: not there
+    const unsigned same = __match_any_sync(kAll, own[i]);
+    number[i] = __popc(same & below);
+    if (number[i] == 0) first_place[i][own[i]] = static_cast<uint8_t>(__popc(same));
   }
-  // Lane l looks after step class 6 - l: how many tokens it has, and where they end.
-  int mine = 0, end = 0, before = 0;
-  for (int j = 0; j < kMaxRanges; ++j) {
-    const int k = kMaxStepClass - j;
-    const int begin = before;
-    for (int i = 0; i < 4; ++i) {
-      const unsigned mask = __ballot_sync(kAll, step_class[i] == k);
-      if (step_class[i] == k) {
-        const int token = lane + 32 * i;
-        const int place = before + __popc(mask & ((1u << lane) - 1));
-        s->place_of[token] = static_cast<uint8_t>(place);
-        // CoordinateClass is (5 sigma + term) >> 5, within bounds.
-        const float step = StepOf(t.step_exponent, k) * t.y_scale;
-        coarse |= !(step <= kLargestPlainStep);
-        s->place[place] = {step,
-                           5 * (TokenTerm(classes[token], k) + RowTerm(0, t.step_exponent)) + 528};
-      }
-      before += __popc(mask);
-    }
-    if (lane == j) {
-      mine = before - begin;
-      end = before;
-    }
+  __syncwarp();
+  // Finer steps first, then in the order of tokens. At most 128 places: a class's end has a byte.
+  int end = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) end += first_place[i][lane];
+  if (lane >= kMaxRanges) end = 0;
+  const bool any = end != 0;
+  const int mine = end;
+  for (int d = 1; d < 16; d *= 2) {
+    const int v = __shfl_up_sync(kAll, end, d);
+    if (lane >= d) end += v;
   }
+  int at = end - mine;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int here = first_place[i][lane];
+    first_place[i][lane] = static_cast<uint8_t>(at);
+    at += here;
+  }
+  __syncwarp();
+  bool coarse = false;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int token = lane + 32 * i;
+    if (own[i] == kMaxRanges) continue;
+    const int k = kMaxStepClass - own[i];
+    const int place = first_place[i][own[i]] + number[i];
+    // CoordinateClass is (5 sigma + term) >> 5, within bounds.
+    const float step = StepOf(t.step_exponent, k) * t.y_scale;
+    coarse |= !(step <= kLargestPlainStep);
+    s->place_of[token] = static_cast<uint8_t>(place);
+    s->place[place] = {step,
+                       5 * (TokenTerm(classes[token], k) + RowTerm(0, t.step_exponent)) + 528};
+  }
+  // From the coarsest class up, which is lane 12's: rows [those of the coarser classes that are
+  // there, those of this one) have `end` places.
   const int k = kMaxStepClass - lane;
-  // Rows [those of the next coarser class that is there, those of this one) have `end` places.
   const int rows =
       lane < kMaxRanges ? t.active.rows[(k < t.kcap ? k : t.kcap) + kMaxStepClass] : 0;
-  const uint32_t first = ClassSymbols(n);
-  uint32_t symbols = 0;
-  int from = 0, ranges = 0;
-  for (int i = 0; i <= 12; ++i) {  // from the coarsest class up
-    const int places = __shfl_sync(kAll, end, 12 - i);
-    const int to = __shfl_sync(kAll, rows, 12 - i);
-    const bool there = __shfl_sync(kAll, mine, 12 - i) != 0;
-    if (!there || to <= from) continue;
-    const uint32_t here = static_cast<uint32_t>(to - from) * places;
-    if (lane == 0) {
-      // symbol / places = 2 symbol * magic >> 32, exactly: there are fewer than 2^21.
-      const uint32_t magic = ((1u << 31) + places - 1) / places;
-      s->range[ranges] = {here, magic, static_cast<uint16_t>(from), static_cast<uint16_t>(places)};
-    }
-    ++ranges;
-    symbols += here;
-    from = to;
+  const int other = max(0, kMaxRanges - 1 - lane);
+  const int places = __shfl_sync(kAll, end, other);
+  const bool there = __shfl_sync(kAll, static_cast<int>(any), other) != 0 && lane < kMaxRanges;
+  int to = __shfl_sync(kAll, rows, other);
+  if (!there) to = 0;
+  for (int d = 1; d < 16; d *= 2) {
+    const int v = __shfl_up_sync(kAll, to, d);
+    if (lane >= d) to = max(to, v);
   }
+  int from = __shfl_up_sync(kAll, to, 1);
+  if (lane == 0) from = 0;
+  const bool range = there && to > from;
+  const unsigned all = __ballot_sync(kAll, range);
+  const uint32_t here = range ? static_cast<uint32_t>(to - from) * places : 0;
+  if (range) {
+    // symbol / places = 2 symbol * magic >> 32, exactly: there are fewer than 2^21.
+    const uint32_t magic = ((1u << 31) + places - 1) / places;
+    s->range[__popc(all & below)] = {here, magic, static_cast<uint16_t>(from),
+                                     static_cast<uint16_t>(places)};
+  }
+  uint32_t symbols = here;
+  for (int d = 16; d > 0; d /= 2) symbols += __shfl_xor_sync(kAll, symbols, d);
+  const uint32_t first = ClassSymbols(n);
   coarse = __any_sync(kAll, coarse);
-  if (lane == 0) {
+  if (lane == kMaxRanges - 1) {
     s->coarse = coarse;
-    s->range[ranges] = {0, 0, static_cast<uint16_t>(from), 0};
+    s->range[__popc(all)] = {0, 0, static_cast<uint16_t>(to), 0};
     s->first_symbol = first;
     s->symbols = symbols;
-    s->ranges = ranges;
+    s->ranges = __popc(all);
   }
   return first + symbols;
 }
@@ -150,7 +177,7 @@ __device__ bool StraySinkBits(const DecodeTileDesc& t, const DeviceGroup& g) {
 
 // Token classes of a tile, by one warp. A Failure.
 __device__ int OpenTile(const DecodeBatch& batch, const DecodeTileDesc& t, int8_t* classes,
-                        int lane, TileState* state) {
+                        uint8_t (*places)[32], int lane, TileState* state) {
   const DeviceGroup& g = batch.groups[t.group];
   const SegmentDesc& segment = batch.segments[t.first_segment];
   const uint8_t* const p = t.bytes + segment.at;
@@ -180,7 +207,7 @@ __device__ int OpenTile(const DecodeBatch& batch, const DecodeTileDesc& t, int8_
   state->x[lane] = x;
   if (lane == 0) state->cursor = words.cursor + begin / 2;
   __syncwarp();
-  const uint32_t symbols = Arrange(t, classes, lane, state);
+  const uint32_t symbols = Arrange(t, classes, places, lane, state);
   if ((symbols + kGroupSymbols - 1) / kGroupSymbols != static_cast<uint32_t>(t.groups)) {
     return kWrongGroups;
   }
@@ -188,21 +215,29 @@ __device__ int OpenTile(const DecodeBatch& batch, const DecodeTileDesc& t, int8_
   return StraySinkBits(t, g) ? kStraySinkBits : kGood;
 }
 
-// Zeros where a row of y has no coordinate of this tile. By a whole block.
+// Zeros where a row of y has no coordinate of this tile. By a whole block, after a barrier.
 __device__ void ClearRest(const DecodeTileDesc& t, const TileState& s) {
+  __shared__ TileRange range[kMaxRanges + 1];
+  const int ranges = s.ranges;
+  if (static_cast<int>(threadIdx.x) <= ranges) range[threadIdx.x] = s.range[threadIdx.x];
+  __syncthreads();
   constexpr int kUnits = kMaxTokens / 8;
-  for (int i = threadIdx.x; i < t.gemm_rows * kUnits; i += blockDim.x) {
-    const int row = i / kUnits, first = i % kUnits * 8;
-    int count = 0;
-    for (int r = 0; r < s.ranges && s.range[r].row <= row; ++r) {
-      count = row < s.range[r + 1].row ? s.range[r].count : 0;
-    }
-    if (first + 8 <= count) continue;
-    __half* const to = t.y + static_cast<size_t>(row) * t.y_stride + t.column + first;
+  const int first = threadIdx.x % kUnits * 8, apart = blockDim.x / kUnits;  // a thread's rows
+  const size_t step = static_cast<size_t>(apart) * t.y_stride;
+  int row = threadIdx.x / kUnits;
+  __half* to = t.y + static_cast<size_t>(row) * t.y_stride + t.column + first;
+  for (int r = 0; r <= ranges; ++r) {
+    const int end = r < ranges ? range[r + 1].row : t.gemm_rows;
+    const int count = range[r].count;  // of the one after the last: 0
     if (first >= count) {
-      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+#pragma unroll 4
+      for (; row < end; row += apart, to += step) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      }
     } else {
-      for (int p = count - first; p < 8; ++p) to[p] = __float2half_rn(0.0f);
+      for (; row < end; row += apart, to += step) {
+        for (int p = count - first; p < 8; ++p) to[p] = __float2half_rn(0.0f);
+      }
     }
   }
 }
@@ -210,13 +245,14 @@ __device__ void ClearRest(const DecodeTileDesc& t, const TileState& s) {
 __global__ void __launch_bounds__(kMostPrepareThreads)
     PrepareKernel(const __grid_constant__ DecodeBatch batch) {
   __shared__ int8_t classes[2 * kMaxTokens];
+  __shared__ uint8_t places[4][32];
   __shared__ int failed;
   const DecodeTileDesc& t = batch.tiles[blockIdx.x];
   TileState* const state = batch.states + blockIdx.x;
   if (threadIdx.x < 32) {
     const int f = t.mode == kRawMode
                       ? static_cast<int>(kGood)
-                      : OpenTile(batch, t, classes, static_cast<int>(threadIdx.x), state);
+                      : OpenTile(batch, t, classes, places, static_cast<int>(threadIdx.x), state);
     if (threadIdx.x == 0) batch.failed[blockIdx.x] = failed = f;
   }
   __syncthreads();

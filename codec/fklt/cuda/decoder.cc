@@ -206,12 +206,12 @@ absl::Status Decoder::StartDecode(absl::Span<DecodeJob> jobs,
   struct Work {
     TileState* states;
     int* failed;
-    float* angles;
+    uint32_t* angles;
   } work;
   auto cut_work = [&](Cutter c, Work* w) {
     w->states = c.Take<TileState>(tiles_.size());
     w->failed = c.Take<int>(tiles_.size());
-    w->angles = c.Take<float>(2 * angles.positions * model_->all_pairs());
+    w->angles = c.Take<uint32_t>(angles.positions * model_->all_pairs());
     for (size_t g = 0; g < gemms.size(); ++g) {
       gemms[g].y = c.Take<__half>(static_cast<size_t>(gemms[g].columns) * gemms[g].rows);
       gemms[g].x =
@@ -229,7 +229,7 @@ absl::Status Decoder::StartDecode(absl::Span<DecodeJob> jobs,
     const DecodeJob& job = jobs[job_of_[i]];
     const GemmBatch& g = gemms[t.group];
     t.y = g.y;
-    t.x = g.x;
+    t.x = g.x + static_cast<size_t>(t.column) * model_->coder(t.group).dimensions();
     t.y_stride = g.columns;
     t.gemm_rows = t.mode == kRawMode ? 0 : g.rows;
     t.planes = device.planes + plane;

@@ -21,6 +21,7 @@ struct EncodeBatch {
   int16_t* integers;  // where a symbol has no byte
   uint32_t* segment_bytes;  // [tile_count][segments_most]
   int segments_most;
+  int step_limit_shift;  // a lane has at most 512 >> this steps
 };
 
 // x - mu, K un-rotated, in fp16; sinks left out. At most so many tokens, elements of a head and

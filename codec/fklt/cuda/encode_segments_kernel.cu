@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
     const int groups = min(state->groups_each, state->groups - group);
     const int count = groups * kGroupSymbols;
     int lanes = 1;
-    while (lanes < 32 && lanes * kMaxLaneSteps < count) lanes *= 2;
+    while (lanes < 32 && lanes * (kMaxLaneSteps >> batch.step_limit_shift) < count) lanes *= 2;
     const bool mine = lane < lanes;
     // Lanes without a part do what lane 0 does, and keep nothing of it.
     const int my = mine ? lane : 0;

@@ -70,7 +70,9 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
     symbols += (most + 127) / 128 * 128;
     segments_most = std::max(
         segments_most,
-        CutSegments(static_cast<int>((most + kGroupSymbols - 1) / kGroupSymbols)).segments);
+        CutSegments(static_cast<int>((most + kGroupSymbols - 1) / kGroupSymbols),
+                    step_limit_shift_)
+            .segments);
     GemmBatch& g = gemms[t.group];
     t.column = g.columns;
     g.columns += kMaxTokens;
@@ -112,7 +114,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
     EncodeState* states;
     uint16_t* symbols;
     int16_t* integers;
-    float* angles;
+    uint32_t* angles;
     uint32_t* segment_bytes;
     uint8_t* scratch;
     std::vector<__half*> y, x;
@@ -121,7 +123,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
     work.states = c.Take<EncodeState>(tiles.size());
     work.symbols = c.Take<uint16_t>(symbols);
     work.integers = c.Take<int16_t>(symbols);
-    work.angles = c.Take<float>(2 * angles.positions * model_->all_pairs());
+    work.angles = c.Take<uint32_t>(angles.positions * model_->all_pairs());
     work.segment_bytes = c.Take<uint32_t>(tiles.size() * segments_most);
     work.scratch = c.Take<uint8_t>(tiles.size() * segments_most * kSegmentScratch);
     work.x.clear();
@@ -142,7 +144,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
   for (size_t i = 0; i < tiles.size(); ++i) {
     EncodeTileDesc& t = tiles[i];
     const EncodeJob& job = jobs[job_of[i]];
-    t.x = work.x[t.group];
+    t.x = work.x[t.group] + static_cast<size_t>(t.column) * model_->coder(t.group).dimensions();
     t.y = work.y[t.group];
     t.y_stride = gemms[t.group].columns;
     t.gemm_rows = gemms[t.group].rows;
@@ -174,6 +176,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
   b.integers = work.integers;
   b.segment_bytes = work.segment_bytes;
   b.segments_most = segments_most;
+  b.step_limit_shift = step_limit_shift_;
   times_->Mark(0, stream_, kParts);
   KVCASK_CUDA(cudaMemcpyAsync(memory_->inputs.data(), memory_->staging.data(), input_bytes,
                               cudaMemcpyHostToDevice, stream_));

@@ -11,8 +11,10 @@ namespace kvcask::fklt {
 
 class Encoder {
  public:
-  explicit Encoder(const EngineParts& parts)
-      : model_(parts.model),
+  // `step_limit_shift`: see FkltOptions.
+  Encoder(const EngineParts& parts, int step_limit_shift)
+      : step_limit_shift_(step_limit_shift),
+        model_(parts.model),
         cublas_(parts.cublas),
         stream_(parts.stream),
         shard_(*parts.shard),
@@ -22,6 +24,7 @@ class Encoder {
   absl::Status Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* const> device_out);
 
  private:
+  const int step_limit_shift_;
   DeviceModel* const model_;
   Cublas* const cublas_;
   const cudaStream_t stream_;

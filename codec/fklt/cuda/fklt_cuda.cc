@@ -15,8 +15,8 @@ namespace {
 class Engine : public FkltCuda {
  public:
   Engine(std::shared_ptr<const FkltProfile> profile, absl::Span<const GroupCoder* const> coders,
-         const Geometry& shard)
-      : model_(std::move(profile), coders), shard_(shard) {
+         const Geometry& shard, int step_limit_shift)
+      : step_limit_shift_(step_limit_shift), model_(std::move(profile), coders), shard_(shard) {
     for (const GroupCoder* c : coders) groups_.push_back(c->group());
   }
 
@@ -32,7 +32,7 @@ class Engine : public FkltCuda {
     KVCASK_CUDA(times_.Create());
     const EngineParts parts{&model_, cublas_.get(), stream_, &shard_, groups_, &times_, &memory_};
     decoder_ = std::make_unique<Decoder>(parts);
-    encoder_ = std::make_unique<Encoder>(parts);
+    encoder_ = std::make_unique<Encoder>(parts, step_limit_shift_);
     return model_.Load();
   }
 
@@ -58,6 +58,7 @@ class Engine : public FkltCuda {
   }
 
  private:
+  const int step_limit_shift_;
   DeviceModel model_;
   const Geometry& shard_;
   std::vector<Group> groups_;
@@ -73,11 +74,12 @@ class Engine : public FkltCuda {
 
 absl::StatusOr<std::unique_ptr<FkltCuda>> FkltCuda::Make(std::shared_ptr<const FkltProfile> profile,
                                                          absl::Span<const GroupCoder* const> coders,
-                                                         const Geometry& shard) {
+                                                         const Geometry& shard,
+                                                         int step_limit_shift) {
   int devices = 0;
   KVCASK_CUDA(cudaGetDeviceCount(&devices));
   if (devices == 0) return absl::UnavailableError("CUDA: no device");
-  auto engine = std::make_unique<Engine>(std::move(profile), coders, shard);
+  auto engine = std::make_unique<Engine>(std::move(profile), coders, shard, step_limit_shift);
   if (absl::Status s = engine->Load(); !s.ok()) return s;
   return std::unique_ptr<FkltCuda>(std::move(engine));
 }

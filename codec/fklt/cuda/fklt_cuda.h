@@ -22,10 +22,12 @@ namespace kvcask::fklt {
 class FkltCuda : public CudaEngine {
  public:
   // Copies profile and matrices to the current device. `coders` are those of the shard's groups,
-  // `shard` its geometry; all must outlive this. UNAVAILABLE: no device, or no cuBLAS.
+  // `shard` its geometry; all must outlive this. `step_limit_shift`, 0 to 2: tiles are written with
+  // lanes of at most 512 >> this steps, so that one tile takes less time, in more bytes.
+  // UNAVAILABLE: no device, or no cuBLAS.
   static absl::StatusOr<std::unique_ptr<FkltCuda>> Make(
       std::shared_ptr<const FkltProfile> profile, absl::Span<const GroupCoder* const> coders,
-      const Geometry& shard);
+      const Geometry& shard, int step_limit_shift = 0);
 
   // Milliseconds of the parts of the last call, between events on the stream.
   virtual std::vector<std::pair<const char*, float>> LastParts() const = 0;

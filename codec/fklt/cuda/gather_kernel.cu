@@ -18,11 +18,6 @@ __device__ __forceinline__ int64_t TokenOffset(const EncodeTileDesc& t, const De
              : t.pages[token / t.page_tokens] + (token % t.page_tokens) * plane.token_stride;
 }
 
-// The table has the scale multiplied in: twice too often for the inverse.
-__device__ __forceinline__ float Unscale(const DeviceRope& rope) {
-  return rope.pairs > 0 ? static_cast<float>(1 / (rope.scale * rope.scale)) : 1.0f;
-}
-
 // False: not finite, or outside fp16's range.
 __device__ __attribute__((noinline)) bool GatherElement(const EncodeBatch& batch,
                                                         const EncodeTileDesc& t,
@@ -39,26 +34,14 @@ __device__ __attribute__((noinline)) bool GatherElement(const EncodeBatch& batch
   if (e < 2 * rope.pairs) {
     const Pair pair = PairOf(rope, e);
     const float w = LoadAs(t.dtype, row + pair.partner * plane.dim_stride);
-    const int at = token * batch.all_pairs + rope.first_angle + pair.pair;
-    v = (v * t.angles[at] - pair.sign * w * t.angles[t.tokens * batch.all_pairs + at]) *
-        Unscale(rope);
+    const Angle angle =
+        UnpackAngle(t.angles[token * batch.all_pairs + rope.first_angle + pair.pair],
+                    ScaleOf(static_cast<float>(1 / rope.scale)));
+    v = v * angle.cosine - pair.sign * w * angle.sine;
   }
   v -= g.mu[m.offset + e];
-  t.x[static_cast<size_t>(t.column + number) * g.dimensions + m.offset + e] = __float2half_rn(v);
+  t.x[static_cast<size_t>(number) * g.dimensions + m.offset + e] = __float2half_rn(v);
   return fabsf(v) <= kLargestElement;
-}
-
-__device__ __forceinline__ void UnturnNeighbours(const float* cosines, const float* sines,
-                                                 float unscale, float* v) {
-  const float4 c = *reinterpret_cast<const float4*>(cosines);
-  const float4 s = *reinterpret_cast<const float4*>(sines);
-  const float cs[4] = {c.x, c.y, c.z, c.w}, sn[4] = {s.x, s.y, s.z, s.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float a = v[2 * i], b = v[2 * i + 1];
-    v[2 * i] = (a * cs[i] + b * sn[i]) * unscale;
-    v[2 * i + 1] = (b * cs[i] - a * sn[i]) * unscale;
-  }
 }
 
 // Whether all are at most `most`; NaN is not.
@@ -78,21 +61,31 @@ __device__ __forceinline__ bool StoreCoordinates(float* v, const float* mu, __ha
   return Within(v, kLargestElement);
 }
 
+// Eight elements that are read once.
+__device__ __forceinline__ uint4 LoadOnce(const uint8_t* p) {
+  return Aligned(p, 16) ? __ldcs(reinterpret_cast<const uint4*>(p)) : BitsOfEight(p);
+}
+
 __global__ void __launch_bounds__(kMoveThreads, 3)
     GatherKernel(const __grid_constant__ EncodeBatch batch) {
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   const DeviceGroup& g = batch.groups[t.group];
   const int dtype = t.dtype, tokens = t.tokens;
-  const int angles = tokens * batch.all_pairs;
   const int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
   __shared__ int16_t number[kMaxTokens];
+  __shared__ int64_t page_of[kMaxTokens];  // bytes before the token's page
+  __shared__ int16_t in_page[kMaxTokens];  // tokens before it there
   __shared__ MemberSlab slab;
   NumberTokens(t.positions, tokens, static_cast<uint32_t>(batch.sinks), number);
-  HeldAngles held;
+  if (static_cast<int>(threadIdx.x) < tokens) {  // seen by all after LoadSlab's barrier
+    const int token = threadIdx.x;
+    page_of[token] = t.pages == nullptr ? 0 : t.pages[token / t.page_tokens];
+    in_page[token] = static_cast<int16_t>(t.pages == nullptr ? token : token % t.page_tokens);
+  }
   bool good = true;
   for (int i = blockIdx.z; i < g.members;) {
-    i = LoadSlab(g, t.planes, 0, batch.ropes, batch.all_pairs, dtype, 0, 1 << 30, i, gridDim.z,
-                 &slab);
+    i = LoadSlab(g, t.planes, 0, batch.ropes, batch.all_pairs, dtype, 0, 1 << 30, true, i,
+                 gridDim.z, &slab);
     const int count = slab.count;
     if (!slab.by_units) {
       for (int k = 0; k < count; ++k) {
@@ -104,55 +97,56 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
       }
       continue;
     }
-    const int head_dim = slab.head_dim, units = head_dim / 16;
-    for (int w = first; count > 0 && w < tokens * units; w += stride) {
-      const int token = w / units, u = w % units;
+    const int head_dim = slab.head_dim, units = head_dim / 16, all = tokens * units;
+    if (count == 0 || first >= all) continue;
+    __half* const x = t.x;
+    const uint32_t* const angles = t.angles;
+    // A member's elements and angles are under way while the one before it is worked on.
+    uint4 next_a, next_b;
+    EightAngles next_angles{};
+    int angles_of = -1;
+    const auto ask = [&](int token, int u, const MovedMember& m) {
+      const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+      const uint8_t* const from = m.base + page_of[token] + in_page[token] * m.token_stride;
+      next_a = LoadOnce(from + 2 * unit.a);
+      next_b = LoadOnce(from + 2 * unit.b);
+      const int at = token * batch.all_pairs + m.first_angle + unit.a;
+      if (unit.halves && at != angles_of) {
+        next_angles = LoadAngles(angles + at);
+        angles_of = at;
+      }
+    };
+    int token = first / units, u = first % units;
+    ask(token, u, slab.member[0]);
+    for (int w = first; w < all; w += stride) {
       const int n = number[token];
-      __half* const row = t.x + static_cast<size_t>(t.column + n) * g.dimensions;  // if n >= 0
-      const float* const cosines = t.angles + token * batch.all_pairs;
-      const int page_token = t.pages == nullptr ? token : token % t.page_tokens;
-      const int64_t page = t.pages == nullptr ? 0 : t.pages[token / t.page_tokens];
-      const auto load = [&](const MovedMember& m, const Unit& unit, uint4* a, uint4* b) {
-        const uint8_t* const from = m.base + page + page_token * m.token_stride;
-        *a = BitsOfEight(from + 2 * unit.a);
-        *b = BitsOfEight(from + 2 * unit.b);
-      };
-      // The next member's elements are under way while this one's are worked on.
-      Unit next = UnitOf(head_dim, slab.member[0].style, slab.member[0].pairs, u);
-      uint4 next_a, next_b;
-      load(slab.member[0], next, &next_a, &next_b);
       for (int k = 0; k < count; ++k) {
         const MovedMember& m = slab.member[k];
-        const Unit unit = next;
+        const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+        const int from = token;
+        const EightAngles turns = next_angles;
         float a[8], b[8];
         UnpackEight(dtype, next_a, a);
         UnpackEight(dtype, next_b, b);
         if (k + 1 < count) {
-          const MovedMember& later = slab.member[k + 1];
-          next = UnitOf(head_dim, later.style, later.pairs, u);
-          load(later, next, &next_a, &next_b);
+          ask(token, u, slab.member[k + 1]);
+        } else if (w + stride < all) {
+          token = (w + stride) / units;
+          u = (w + stride) % units;
+          ask(token, u, slab.member[0]);
         }
         good &= Within(a, kLargestFloat) && Within(b, kLargestFloat);
         if (n < 0) continue;
-        const float* const cosine = cosines + m.first_angle;
         if (unit.halves) {
-          held.Hold(cosine + unit.a, angles);
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            const float low = a[e], high = b[e];
-            a[e] = (low * held.cosine[e] + high * held.sine[e]) * m.unscale;
-            b[e] = (high * held.cosine[e] - low * held.sine[e]) * m.unscale;
-          }
+          TurnHalves<true>(turns, m.scale, a, b);
         } else if (m.style != kRotateHalf) {
-          if (unit.a < 2 * m.pairs) {
-            UnturnNeighbours(cosine + unit.a / 2, cosine + angles + unit.a / 2, m.unscale, a);
-          }
-          if (unit.b < 2 * m.pairs) {
-            UnturnNeighbours(cosine + unit.b / 2, cosine + angles + unit.b / 2, m.unscale, b);
-          }
+          const uint32_t* const own = angles + from * batch.all_pairs + m.first_angle;
+          if (unit.a < 2 * m.pairs) TurnNeighbours<true>(own + unit.a / 2, m.scale, a);
+          if (unit.b < 2 * m.pairs) TurnNeighbours<true>(own + unit.b / 2, m.scale, b);
         }
-        good &= StoreCoordinates(a, m.mu + unit.a, row + m.offset + unit.a);
-        good &= StoreCoordinates(b, m.mu + unit.b, row + m.offset + unit.b);
+        __half* const row = x + n * g.dimensions + m.offset;
+        good &= StoreCoordinates(a, m.mu + unit.a, row + unit.a);
+        good &= StoreCoordinates(b, m.mu + unit.b, row + unit.b);
       }
     }
   }

@@ -78,7 +78,7 @@ struct DeviceTables {
 // A table of angles: of one run of positions, moved by an offset.
 struct AngleDesc {
   const uint32_t* positions;
-  float* angles;  // cosines, then sines: [tokens][all ropes' pairs] each
+  uint32_t* angles;  // [tokens][all ropes' pairs]: PackAngle's
   int64_t position_offset;
   int tokens;
 };
@@ -95,8 +95,8 @@ struct DecodeTileDesc {
   const int64_t* pages;  // null: one page
   const uint32_t* positions;
   __half* y;             // of the group's batch: [rows][y_stride], this tile's places from `column`
-  const __half* x;       // of the group's batch: [y_stride][dimensions]
-  const float* angles;   // of its positions: see AngleDesc
+  const __half* x;       // of its places: [kMaxTokens][dimensions]
+  const uint32_t* angles;  // of its positions: see AngleDesc
   int64_t position_offset;
   uint32_t segment_bytes;  // where the sinks begin: header and segments are before it
   int mode;
@@ -152,8 +152,8 @@ struct EncodeTileDesc {
   const DevicePlane* planes;  // of the group's layers
   const int64_t* pages;       // null: one page
   const uint32_t* positions;
-  const float* angles;        // cosines, then sines: [tokens][all ropes' pairs] each
-  __half* x;                  // of the group's batch: [columns][dimensions], from row `column`
+  const uint32_t* angles;     // of its positions: see AngleDesc
+  __half* x;                  // of its tokens: [kMaxTokens][dimensions]
   const __half* y;            // [gemm_rows + sketch rows][y_stride]
   uint8_t* scratch;           // of its segments: kSegmentScratch bytes each
   uint8_t* out;               // of its bytes; null: found too large or refused

@@ -13,17 +13,20 @@ namespace kvcask::fklt {
 namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kQuantiseThreads = 512;
-constexpr int kParts = kQuantiseThreads / kMaxTokens;  // of the rows, for each token
 constexpr int kStepClasses = 13;
+constexpr int kFewTiles = 256;
 
 constexpr int kTogether = 3;  // rows whose loads are under way at once
 // A class's centroids of 0 to 3 less those integers; the rest, 0.
 constexpr int kOffCentre = 5;
 constexpr float kWhole = 8388608.0f;  // 2^23: a float's last bit is 1 there
 
-__global__ void __launch_bounds__(kQuantiseThreads, 3)
+// kParts: of the rows, for each token. Few parts where there are tiles for all multiprocessors, many
+// where a tile's time counts.
+template <int kParts, int kBlocks>
+__global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
     QuantiseKernel(const __grid_constant__ EncodeBatch batch) {
+  constexpr int kQuantiseThreads = kParts * kMaxTokens;
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
   if (state->failed != kEncoded) return;
@@ -278,7 +281,7 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
     const float loss = sum[0][0];
     const float predicted = t.kappa * .5f * loss / static_cast<float>(t.tokens) + t.bf16_floor;
     const int groups = static_cast<int>((start[ranges] + kGroupSymbols - 1) / kGroupSymbols);
-    const SegmentCut cut = CutSegments(groups, 0);
+    const SegmentCut cut = CutSegments(groups, batch.step_limit_shift);
     state->predicted = predicted;
     state->groups = groups;
     state->segments = cut.segments;
@@ -296,7 +299,8 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
     } else {
       const uint16_t step = static_cast<uint16_t>(t.step_exponent);
       t.out[0] = kCodedMode;
-      t.out[1] = static_cast<uint8_t>((kcap + kMaxStepClass) | t.table_set << 4);
+      t.out[1] = static_cast<uint8_t>((kcap + kMaxStepClass) | t.table_set << 4 |
+                                      batch.step_limit_shift << 6);
       t.out[2] = static_cast<uint8_t>(step);
       t.out[3] = static_cast<uint8_t>(step >> 8);
       t.out[4] = static_cast<uint8_t>(groups);
@@ -308,7 +312,11 @@ __global__ void __launch_bounds__(kQuantiseThreads, 3)
 }  // namespace
 
 cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream) {
-  KVCASK_LAUNCH(QuantiseKernel, batch.tile_count, kQuantiseThreads, 0, stream, batch);
+  if (batch.tile_count < kFewTiles) {
+    KVCASK_LAUNCH((QuantiseKernel<8, 1>), batch.tile_count, 8 * kMaxTokens, 0, stream, batch);
+  } else {
+    KVCASK_LAUNCH((QuantiseKernel<4, 3>), batch.tile_count, 4 * kMaxTokens, 0, stream, batch);
+  }
   return cudaGetLastError();
 }
 

@@ -2,10 +2,11 @@
 //
 // A row of head_dim elements is cut into units of 16: two runs of 8, so that a thread moves 16
 // bytes twice and has both halves of the pairs that turn together. Angles stay in registers while a
-// thread goes from head to head.
+// thread goes from head to head; what it needs next is under way while it works.
 #pragma once
 
 #include "codec/cuda/elements_device.h"
+#include "codec/fklt/cuda/angles_device.h"
 #include "codec/fklt/cuda/plan.h"
 #include "device/launch.h"
 
@@ -62,7 +63,7 @@ struct MovedMember {
   int first_angle;
   int pairs, style;  // of what turns; 0: nothing
   int number;        // in the group
-  float unscale;
+  AngleScale scale;  // of its angles
 };
 constexpr int kMemberSlab = 32;  // members at a time
 
@@ -74,11 +75,12 @@ struct MemberSlab {
 };
 
 // Members first, first + step, ... below g.members, of layers [layer_begin, layer_end): at most
-// kMemberSlab of them. Returns where the next slab begins. By the whole block.
+// kMemberSlab of them. `back`: keys are turned back. Returns where the next slab begins. By the
+// whole block.
 __device__ __forceinline__ int LoadSlab(const DeviceGroup& g, const DevicePlane* planes,
                                         int first_plane, const DeviceRope* ropes, int all_pairs,
-                                        int dtype, int layer_begin, int layer_end, int first,
-                                        int step, MemberSlab* slab) {
+                                        int dtype, int layer_begin, int layer_end, bool back,
+                                        int first, int step, MemberSlab* slab) {
   __syncthreads();  // who still reads the last one
   if (threadIdx.x < 32) {
     const int lane = static_cast<int>(threadIdx.x);
@@ -101,11 +103,10 @@ __device__ __forceinline__ int LoadSlab(const DeviceGroup& g, const DevicePlane*
     const int head_dim = __shfl_sync(kAllLanes, m.head_dim, leader);
     const bool all = __all_sync(kAllLanes, !there || (units && m.head_dim == head_dim));
     if (there) {
-      // The table of angles has the scale multiplied in: twice too often for the inverse.
+      const float scale = rope.pairs > 0 ? static_cast<float>(rope.scale) : 1.0f;
       slab->member[__popc(mask & ((1u << lane) - 1))] = {
           plane.data + m.head * plane.head_stride, plane.token_stride, g.mu + m.offset, m.offset,
-          rope.first_angle, rope.pairs, rope.style, i,
-          rope.pairs > 0 ? static_cast<float>(1 / (rope.scale * rope.scale)) : 1.0f};
+          rope.first_angle, rope.pairs, rope.style, i, ScaleOf(back ? 1 / scale : scale)};
     }
     if (lane == 0) {
       slab->count = __popc(mask);
@@ -117,19 +118,39 @@ __device__ __forceinline__ int LoadSlab(const DeviceGroup& g, const DevicePlane*
   return first + kMemberSlab * step;
 }
 
-// Sines and cosines that a thread holds: of eight pairs, for halves; of four for each run else.
-struct HeldAngles {
-  float cosine[8], sine[8];
-  const float* from = nullptr;
-
-  // `at`: of the cosine of the first pair; the sines are `apart` floats after.
-  __device__ __forceinline__ void Hold(const float* at, int apart) {
-    if (from == at) return;
-    from = at;
-    LoadFloats(at, cosine);
-    LoadFloats(at + apart, sine);
-  }
+// Eight or four angles that lie one after another, at an address aligned to 16.
+struct EightAngles {
+  uint4 low, high;
 };
+__device__ __forceinline__ EightAngles LoadAngles(const uint32_t* p) {
+  return {reinterpret_cast<const uint4*>(p)[0], reinterpret_cast<const uint4*>(p)[1]};
+}
+
+// Pairs (low[i], high[i]) turned by angle i: by its opposite, if `back`.
+template <bool back>
+__device__ __forceinline__ void TurnPair(uint32_t packed, AngleScale scale, float* low,
+                                         float* high) {
+  const Angle angle = UnpackAngle(packed, scale);
+  const float sine = back ? -angle.sine : angle.sine;
+  const float a = *low, b = *high;
+  *low = a * angle.cosine - b * sine;
+  *high = b * angle.cosine + a * sine;
+}
+template <bool back>
+__device__ __forceinline__ void TurnHalves(const EightAngles& angles, AngleScale scale, float* low,
+                                           float* high) {
+  const uint32_t packed[8] = {angles.low.x,  angles.low.y,  angles.low.z,  angles.low.w,
+                              angles.high.x, angles.high.y, angles.high.z, angles.high.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) TurnPair<back>(packed[i], scale, low + i, high + i);
+}
+template <bool back>
+__device__ __forceinline__ void TurnNeighbours(const uint32_t* angles, AngleScale scale, float* v) {
+  const uint4 four = *reinterpret_cast<const uint4*>(angles);
+  const uint32_t packed[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) TurnPair<back>(packed[i], scale, v + 2 * i, v + 2 * i + 1);
+}
 
 // number[t]: of token t among those that are not sinks, or -1 - its number among the sinks. By the
 // first 128 threads of a block; all call.
@@ -155,10 +176,13 @@ __device__ __forceinline__ void NumberTokens(const uint32_t* positions, int toke
 
 // Blocks of a launch over tiles of at most `tokens` tokens and `members` heads of at most
 // `head_dim`: x tiles, y parts of the tokens, z parts of the members. Few tiles are cut so that all
-// multiprocessors have work; of many, a thread takes all members, one after another.
+// multiprocessors have work; of many, a thread takes all members, one after another, and as many
+// tokens as make 16 moves: what a block asks for before its first costs as much as a few.
 inline dim3 MoveGrid(int tiles, int tokens, int head_dim, int members) {
-  const int parts = max(1, (tokens * max(1, head_dim / 16) + kMoveThreads - 1) / kMoveThreads);
+  const int most = max(1, (tokens * max(1, head_dim / 16) + kMoveThreads - 1) / kMoveThreads);
   constexpr int kEnough = 1056;  // blocks: eight on each of 132 multiprocessors
+  int parts = max(1, min(most, most * members / 16));
+  if (tiles * parts < kEnough) parts = most;
   const int splits = min(members, max(1, kEnough / max(1, tiles * parts)));
   return dim3(tiles, parts, splits);
 }

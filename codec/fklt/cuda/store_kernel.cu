@@ -76,19 +76,31 @@ __device__ __attribute__((noinline)) void StoreElement(const DecodeBatch& batch,
       if (turns) w = load(pair.partner);
     } else {
       const __half* const x =
-          t.x + static_cast<size_t>(t.column + s.place_of[index]) * g.dimensions + m.offset;
+          t.x + static_cast<size_t>(s.place_of[index]) * g.dimensions + m.offset;
       v = __half2float(x[e]) + mu[e];
       if (turns) w = __half2float(x[pair.partner]) + mu[pair.partner];
     }
     if (turns) {
-      const int at = token * batch.all_pairs + rope.first_angle + pair.pair;
-      v = v * t.angles[at] + pair.sign * w * t.angles[t.tokens * batch.all_pairs + at];
+      const Angle angle =
+          UnpackAngle(t.angles[token * batch.all_pairs + rope.first_angle + pair.pair],
+                      ScaleOf(static_cast<float>(rope.scale)));
+      v = v * angle.cosine + pair.sign * w * angle.sine;
     }
   }
   if (!done) bits = BitsAs(t.dtype, v);
   StoreBits(t.dtype, bits,
             plane.data + m.head * plane.head_stride + TokenOffset(t, plane, token) +
                 e * plane.dim_stride);
+}
+
+// Eight elements that nobody here reads again: x shall stay in the L2 cache, not they.
+__device__ __forceinline__ void StoreOnce(int dtype, const float* v, uint8_t* p) {
+  const uint4 w = PackEight(dtype, v);
+  if (Aligned(p, 16)) {
+    __stcs(reinterpret_cast<uint4*>(p), w);
+  } else {
+    StoreUnaligned(w, p);
+  }
 }
 
 // x + mu of eight coordinates.
@@ -100,35 +112,30 @@ __device__ __forceinline__ void AddMean(const uint4& x, const float* mu, float* 
   for (int i = 0; i < 8; ++i) v[i] += m[i];
 }
 
-__device__ __forceinline__ void TurnNeighbours(const float* cosines, const float* sines, float* v) {
-  const float4 c = *reinterpret_cast<const float4*>(cosines);
-  const float4 s = *reinterpret_cast<const float4*>(sines);
-  const float cs[4] = {c.x, c.y, c.z, c.w}, sn[4] = {s.x, s.y, s.z, s.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float a = v[2 * i], b = v[2 * i + 1];
-    v[2 * i] = a * cs[i] - b * sn[i];
-    v[2 * i + 1] = b * cs[i] + a * sn[i];
-  }
-}
-
 __global__ void __launch_bounds__(kMoveThreads, 3)
     StoreKernel(const __grid_constant__ DecodeBatch batch) {
-  if (batch.failed[blockIdx.x] != kGood) return;
   const DecodeTileDesc& t = batch.tiles[blockIdx.x];
   const TileState& s = batch.states[blockIdx.x];
   const DeviceGroup& g = batch.groups[t.group];
   const bool raw = t.mode == kRawMode;
   const int dtype = t.dtype, wanted = t.token_end - t.token_begin;
-  const int angles = t.tokens * batch.all_pairs;
   const int first = blockIdx.y * blockDim.x + threadIdx.x, stride = gridDim.y * blockDim.x;
   __shared__ int16_t number[kMaxTokens];
+  __shared__ int32_t row_of[kMaxTokens];    // of x, in elements; -1: what was received is kept
+  __shared__ int64_t page_of[kMaxTokens];   // bytes before the token's page
+  __shared__ int16_t in_page[kMaxTokens];   // tokens before it there
   __shared__ MemberSlab slab;
   NumberTokens(t.positions, t.tokens, raw ? 0 : static_cast<uint32_t>(batch.sinks), number);
-  HeldAngles held;
+  if (batch.failed[blockIdx.x] != kGood) return;
+  if (static_cast<int>(threadIdx.x) < wanted) {  // seen by all after LoadSlab's barrier
+    const int token = t.token_begin + threadIdx.x, n = number[token], to = threadIdx.x;
+    row_of[token] = n < 0 ? -1 : s.place_of[n] * g.dimensions;
+    page_of[token] = t.pages == nullptr ? 0 : t.pages[to / t.page_tokens];
+    in_page[token] = static_cast<int16_t>(t.pages == nullptr ? to : to % t.page_tokens);
+  }
   for (int i = blockIdx.z; i < g.members;) {
     i = LoadSlab(g, t.planes, t.first_plane, batch.ropes, batch.all_pairs, dtype, t.layer_begin,
-                 t.layer_end, i, gridDim.z, &slab);
+                 t.layer_end, false, i, gridDim.z, &slab);
     const int count = slab.count;
     if (raw || !slab.by_units) {
       for (int k = 0; k < count; ++k) {
@@ -140,66 +147,69 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
       }
       continue;
     }
-    const int head_dim = slab.head_dim, units = head_dim / 16;
-    for (int w = first; count > 0 && w < wanted * units; w += stride) {
-      const int token = t.token_begin + w / units, u = w % units;
-      const int n = number[token];
-      if (n < 0) {
-        for (int k = 0; k < count; ++k) {
-          const MovedMember& m = slab.member[k];
-          const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
-          for (int e = 0; e < 8; ++e) {
-            StoreElement(batch, t, s, g, m.number, n, token, unit.a + e);
-            StoreElement(batch, t, s, g, m.number, n, token, unit.b + e);
-          }
-        }
-        continue;
+    const int head_dim = slab.head_dim, units = head_dim / 16, all = wanted * units;
+    if (count == 0 || first >= all) continue;
+    const __half* const x = t.x;
+    const uint32_t* const angles = t.angles;
+    // A member's coordinates and angles are under way while the one before it is worked on.
+    uint4 next_a, next_b;
+    EightAngles next_angles{};
+    int angles_of = -1;
+    const auto ask = [&](int token, int u, const MovedMember& m) {
+      const int row = row_of[token];
+      if (row < 0) return;
+      const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+      next_a = __ldcg(reinterpret_cast<const uint4*>(x + row + m.offset + unit.a));
+      next_b = __ldcg(reinterpret_cast<const uint4*>(x + row + m.offset + unit.b));
+      const int at = token * batch.all_pairs + m.first_angle + unit.a;
+      if (unit.halves && at != angles_of) {
+        next_angles = LoadAngles(angles + at);
+        angles_of = at;
       }
-      const __half* const row = t.x + static_cast<size_t>(t.column + s.place_of[n]) * g.dimensions;
-      const float* const cosines = t.angles + token * batch.all_pairs;
-      const int to = token - t.token_begin;
-      const int page_token = t.pages == nullptr ? to : to % t.page_tokens;
-      const int64_t page = t.pages == nullptr ? 0 : t.pages[to / t.page_tokens];
-      const auto load = [&](const MovedMember& m, const Unit& unit, uint4* a, uint4* b) {
-        *a = *reinterpret_cast<const uint4*>(row + m.offset + unit.a);
-        *b = *reinterpret_cast<const uint4*>(row + m.offset + unit.b);
-      };
-      // The next member's coordinates are under way while this one's are worked on.
-      Unit next = UnitOf(head_dim, slab.member[0].style, slab.member[0].pairs, u);
-      uint4 next_a, next_b;
-      load(slab.member[0], next, &next_a, &next_b);
+    };
+    int token = t.token_begin + first / units, u = first % units;
+    ask(token, u, slab.member[0]);
+    for (int w = first; w < all; w += stride) {
+      const bool kept = row_of[token] < 0;
       for (int k = 0; k < count; ++k) {
         const MovedMember& m = slab.member[k];
-        const Unit unit = next;
+        const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+        const int from = token;
         const uint4 x_a = next_a, x_b = next_b;
+        const EightAngles turns = next_angles;
         if (k + 1 < count) {
-          const MovedMember& later = slab.member[k + 1];
-          next = UnitOf(head_dim, later.style, later.pairs, u);
-          load(later, next, &next_a, &next_b);
+          ask(token, u, slab.member[k + 1]);
+        } else if (w + stride < all) {
+          token = t.token_begin + (w + stride) / units;
+          u = (w + stride) % units;
+          ask(token, u, slab.member[0]);
         }
+        if (kept) continue;
         float a[8], b[8];
         AddMean(x_a, m.mu + unit.a, a);
         AddMean(x_b, m.mu + unit.b, b);
-        const float* const cosine = cosines + m.first_angle;
         if (unit.halves) {
-          held.Hold(cosine + unit.a, angles);
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            const float low = a[e], high = b[e];
-            a[e] = low * held.cosine[e] - high * held.sine[e];
-            b[e] = high * held.cosine[e] + low * held.sine[e];
-          }
+          TurnHalves<false>(turns, m.scale, a, b);
         } else if (m.style != kRotateHalf) {
-          if (unit.a < 2 * m.pairs) {
-            TurnNeighbours(cosine + unit.a / 2, cosine + angles + unit.a / 2, a);
-          }
-          if (unit.b < 2 * m.pairs) {
-            TurnNeighbours(cosine + unit.b / 2, cosine + angles + unit.b / 2, b);
-          }
+          const uint32_t* const own = angles + from * batch.all_pairs + m.first_angle;
+          if (unit.a < 2 * m.pairs) TurnNeighbours<false>(own + unit.a / 2, m.scale, a);
+          if (unit.b < 2 * m.pairs) TurnNeighbours<false>(own + unit.b / 2, m.scale, b);
         }
-        uint8_t* const out = m.base + page + page_token * m.token_stride;
-        StoreEight(dtype, a, out + 2 * unit.a);
-        StoreEight(dtype, b, out + 2 * unit.b);
+        uint8_t* const out = m.base + page_of[from] + in_page[from] * m.token_stride;
+        StoreOnce(dtype, a, out + 2 * unit.a);
+        StoreOnce(dtype, b, out + 2 * unit.b);
+      }
+    }
+    // What was kept: apart, since calls among the moves would cost them registers.
+    for (int w = first; t.coded < t.tokens && w < all; w += stride) {
+      const int from = t.token_begin + w / units;
+      for (int k = 0; row_of[from] < 0 && k < count; ++k) {
+        const MovedMember& m = slab.member[k];
+        const Unit unit = UnitOf(head_dim, m.style, m.pairs, w % units);
+        for (int e = 0; e < 8; ++e) {
+          StoreElement(batch, t, s, g, m.number, number[from], from, unit.a + e);
+          StoreElement(batch, t, s, g, m.number, number[from], from, unit.b + e);
+        }
       }
     }
   }
