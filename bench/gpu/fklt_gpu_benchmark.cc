@@ -1,14 +1,15 @@
-// Decoding and encoding of `fklt` on a GPU: GB/s counted on the bf16 side and of stored bytes, by batch size,
-// beside a copy of the same bytes on the device and the parts alone (rANS, GEMM).
+// Decoding and encoding of `fklt` on a GPU: GB/s counted on the bf16 side and of stored bytes, by
+// batch size, beside a copy of the same bytes on the device and the parts alone (rANS, GEMM).
 //
 //   fklt_gpu_benchmark [--mib=N] [NAME PROFILE CACHE]...
 //
 // Without arguments: synthetic profiles of D 512 and D 2,048. With: pages of a real cache
-// (safetensors) under a profile. --mib: batches of one size alone. Tiles and destination are on the device, descriptions come from
-// the host. Medians of 15 rounds; p99 of 200 for the smallest batch. Every row checks the result
-// against the CPU's: relative RMS error, of the reader's bf16; a tile that is refused ends the
-// program with status 1. At 1 GiB also what two engines do at once, by the clock, in batches of 128
-// MiB: the median of three. GB = 10^9 bytes, MiB = 2^20.
+// (safetensors) under a profile. --mib: batches of one size alone. Tiles and destination are on the
+// device, descriptions come from the host. Medians of 15 rounds; p99 of 200 for the smallest batch;
+// the parts' times are those of 15 more rounds, whose events keep kernels from beginning early.
+// Every row checks the result against the CPU's: relative RMS error, of the reader's bf16; a tile
+// that is refused ends the program with status 1. At 1 GiB also what two engines do at once, by the
+// clock, in batches of 128 MiB: the median of three. GB = 10^9 bytes, MiB = 2^20.
 #include <absl/strings/match.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_cat.h>
@@ -327,8 +328,9 @@ void Run(const Data& data, int step_limit_shift) {
     cudaEvent_t begin, end;
     Cuda(cudaEventCreate(&begin), "event");
     Cuda(cudaEventCreate(&end), "event");
-    const int rounds = mib <= 1 ? 200 : 15;
-    for (int r = 0; r < rounds + 2; ++r) {
+    const int rounds = mib <= 1 ? 200 : 15, with_parts = 15;
+    for (int r = 0; r < rounds + 2 + with_parts; ++r) {
+      gpu.TimeParts(r >= rounds + 2);
       const auto start = std::chrono::steady_clock::now();
       const absl::Status status = gpu.Decode(absl::MakeSpan(jobs), device_tiles);
       const double seconds =
@@ -337,14 +339,10 @@ void Run(const Data& data, int step_limit_shift) {
       for (const DecodeJob& d : jobs) {
         if (!d.status.ok()) Die(d.status.ToString());
       }
-      if (r < 2) continue;
+      for (const auto& [name, ms] : gpu.LastParts()) parts[name].push_back(ms * 1e3);
+      if (r < 2 || r >= rounds + 2) continue;
       wall.push_back(seconds);
-      double sum = 0;
-      for (const auto& [name, ms] : gpu.LastParts()) {
-        parts[name].push_back(ms * 1e3);
-        sum += ms * 1e-3;
-      }
-      device.push_back(sum);
+      device.push_back(gpu.LastSeconds());
       if (copies.size() < 15) {
         Cuda(cudaEventRecord(begin, gpu.stream()), "event");
         Cuda(cudaMemcpyAsync(copy, memory, count * page_bytes, cudaMemcpyDeviceToDevice,
@@ -392,19 +390,16 @@ void Run(const Data& data, int step_limit_shift) {
     }
     std::vector<double> encode_device, encode_wall;
     std::map<std::string, std::vector<double>> encode_parts;
-    for (int r = 0; r < rounds + 2; ++r) {
+    for (int r = 0; r < rounds + 2 + with_parts; ++r) {
+      gpu.TimeParts(r >= rounds + 2);
       const auto start = std::chrono::steady_clock::now();
       const absl::Status status = gpu.Encode(absl::MakeSpan(encodes), device_out);
       if (!status.ok()) Die(status.ToString());
-      if (r < 2) continue;
+      for (const auto& [name, ms] : gpu.LastParts()) encode_parts[name].push_back(ms * 1e3);
+      if (r < 2 || r >= rounds + 2) continue;
       encode_wall.push_back(
           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-      double sum = 0;
-      for (const auto& [name, ms] : gpu.LastParts()) {
-        encode_parts[name].push_back(ms * 1e3);
-        sum += ms * 1e-3;
-      }
-      encode_device.push_back(sum);
+      encode_device.push_back(gpu.LastSeconds());
     }
     if (mib >= 1024) {
       encode_flight = TwoInFlight(

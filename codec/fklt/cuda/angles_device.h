@@ -1,5 +1,5 @@
-// A rotation in 32 bits. Kernels that move elements read one for each pair of a token's key: where a
-// layer has few heads, they are a large part of what is read.
+// A rotation in 32 bits. Kernels that move elements read one for each pair of a token's key: where
+// a layer has few heads, they are a large part of what is read.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,8 @@
 
 namespace kvcask::fklt {
 
-// Events between the parts of a call.
+// Events at the ends of a call and, if asked for, between its parts: those keep kernels from
+// beginning early.
 class PartTimes {
  public:
   static constexpr int kParts = 7;
@@ -42,12 +43,13 @@ class PartTimes {
     }
     return cudaSuccess;
   }
+  void Parts(bool wanted) { wanted_ = wanted; }
   // Before part i; kParts: after the last. `names`: of the parts of this call.
   void Mark(int i, cudaStream_t stream, const Names& names) {
-    names_ = names;
-    cudaEventRecord(events_[i], stream);
+    names_ = wanted_ ? names : nullptr;
+    if (wanted_ || i == 0 || i == kParts) cudaEventRecord(events_[i], stream);
   }
-  // Milliseconds; negative: unknown.
+  // Milliseconds; negative: unknown. Empty: they were not asked for.
   std::vector<std::pair<const char*, float>> Last() const {
     std::vector<std::pair<const char*, float>> parts;
     for (int i = 0; i < kParts && names_ != nullptr; ++i) {
@@ -65,6 +67,7 @@ class PartTimes {
 
   std::array<cudaEvent_t, kParts + 1> events_{};
   const char* const* names_ = nullptr;
+  bool wanted_ = false;
 };
 
 // Of the batch under way: what goes there and comes back, and what kernels work in.
@@ -121,8 +124,8 @@ struct AngleTables {
   void Describe(const uint32_t* device_positions, uint32_t* device_angles, int all_pairs,
                 uint32_t* host_positions, AngleDesc* host) const {
     for (const Table& t : tables) {
-      *host++ = {device_positions + t.first, device_angles + t.first * all_pairs,
-                 t.position_offset, static_cast<int>(t.positions.size())};
+      *host++ = {device_positions + t.first, device_angles + t.first * all_pairs, t.position_offset,
+                 static_cast<int>(t.positions.size())};
       std::copy(t.positions.begin(), t.positions.end(), host_positions + t.first);
     }
   }

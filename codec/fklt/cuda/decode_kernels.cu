@@ -68,6 +68,7 @@ __device__ void FillAngles(const AngleDesc& t, const DeviceRope* ropes, int rope
 }
 
 __global__ void AnglesKernel(const AngleBatch batch) {
+  LetNextBegin();
   FillAngles(batch.tables[blockIdx.x], batch.ropes, batch.rope_count, batch.all_pairs,
              blockIdx.y * blockDim.x + threadIdx.x, gridDim.y * blockDim.x);
 }
@@ -244,6 +245,7 @@ __device__ void ClearRest(const DecodeTileDesc& t, const TileState& s) {
 
 __global__ void __launch_bounds__(kMostPrepareThreads)
     PrepareKernel(const __grid_constant__ DecodeBatch batch) {
+  LetNextBegin();
   __shared__ int8_t classes[2 * kMaxTokens];
   __shared__ uint8_t places[4][32];
   __shared__ int failed;
@@ -257,6 +259,7 @@ __global__ void __launch_bounds__(kMostPrepareThreads)
   }
   __syncthreads();
   if (t.mode != kRawMode && failed == kGood) ClearRest(t, *state);
+  AwaitLast();  // of the angles nothing is needed here
 }
 
 }  // namespace
@@ -271,7 +274,11 @@ cudaError_t LaunchAngles(const AngleBatch& batch, int tokens, cudaStream_t strea
 cudaError_t LaunchPrepare(const DecodeBatch& batch, cudaStream_t stream) {
   // Of many tiles, more side by side: their first part is one warp's.
   const int threads = batch.tile_count >= 1024 ? 64 : kMostPrepareThreads;
-  KVCASK_LAUNCH(PrepareKernel, batch.tile_count, threads, 0, stream, batch);
+  if (batch.all_pairs == 0) {  // no angles were before it, but the copy that it reads
+    KVCASK_LAUNCH(PrepareKernel, batch.tile_count, threads, 0, stream, batch);
+  } else {
+    KVCASK_LAUNCH_EARLY(PrepareKernel, batch.tile_count, threads, 0, stream, batch);
+  }
   return cudaGetLastError();
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "codec/api/jobs.h"
+#include "codec/cuda/copy_kernel.h"
 #include "codec/cuda/engine.h"
 #include "codec/fklt/cuda/decode_kernels.h"
 #include "codec/fklt/sinks.h"
@@ -250,8 +251,8 @@ absl::Status Decoder::StartDecode(absl::Span<DecodeJob> jobs,
   }
   std::copy(segments_.begin(), segments_.end(), host.segments);
   times_->Mark(0, stream_, kParts);
-  KVCASK_CUDA(cudaMemcpyAsync(memory_->inputs.data(), memory_->staging.data(), input_bytes,
-                              cudaMemcpyHostToDevice, stream_));
+  KVCASK_CUDA(CopyPiece(memory_->inputs.data(), memory_->staging.data(), input_bytes,
+                        cudaMemcpyHostToDevice, stream_));
   times_->Mark(1, stream_, kParts);
 
   // A launch for each run of tiles of one table set; segments are in the same order.
@@ -314,8 +315,8 @@ absl::Status Decoder::StartDecode(absl::Span<DecodeJob> jobs,
   }
   times_->Mark(6, stream_, kParts);
   if (absl::Status s = memory_->states_back.Reserve(tiles_.size() * sizeof(int)); !s.ok()) return s;
-  KVCASK_CUDA(cudaMemcpyAsync(memory_->states_back.data(), work.failed, tiles_.size() * sizeof(int),
-                              cudaMemcpyDeviceToHost, stream_));
+  KVCASK_CUDA(CopyPiece(memory_->states_back.data(), work.failed, tiles_.size() * sizeof(int),
+                        cudaMemcpyDeviceToHost, stream_));
   times_->Mark(7, stream_, kParts);
   return absl::OkStatus();
 }

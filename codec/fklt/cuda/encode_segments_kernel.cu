@@ -87,6 +87,8 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
     }
   }
   __syncthreads();
+  LetNextBegin();
+  AwaitLast();
   const int warp = threadIdx.x / 32;
   if (warp >= warps) return;
   // From a shuffle, or the compiler works them out again wherever they are used.
@@ -213,7 +215,8 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
   }
 }
 
-__global__ void AssembleKernel(EncodeBatch batch) {
+__global__ void AssembleKernel(const __grid_constant__ EncodeBatch batch) {
+  AwaitLast();
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
   if (state->failed != kEncoded) return;
@@ -261,13 +264,13 @@ cudaError_t LaunchEncodeSegments(const EncodeBatch& batch, cudaStream_t stream) 
   // Few segments: a warp each on as many multiprocessors as there are.
   const int warps = min(kMostWarps, max(1, (n + most_blocks - 1) / most_blocks));
   const int blocks = min(most_blocks, (n + warps - 1) / warps);
-  KVCASK_LAUNCH(EncodeSegmentsKernel, blocks, max(256, warps * 32), kSharedBytes, stream, batch,
+  KVCASK_LAUNCH_EARLY(EncodeSegmentsKernel, blocks, max(256, warps * 32), kSharedBytes, stream, batch,
                 warps);
   return cudaGetLastError();
 }
 
 cudaError_t LaunchAssemble(const EncodeBatch& batch, cudaStream_t stream) {
-  KVCASK_LAUNCH(AssembleKernel, batch.tile_count, 256, 0, stream, batch);
+  KVCASK_LAUNCH_EARLY(AssembleKernel, batch.tile_count, 256, 0, stream, batch);
   return cudaGetLastError();
 }
 

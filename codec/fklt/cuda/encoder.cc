@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codec/api/jobs.h"
+#include "codec/cuda/copy_kernel.h"
 #include "codec/fklt/cuda/encode_kernels.h"
 #include "codec/fklt/tile.h"
 #include "device/cuda_status.h"
@@ -70,8 +71,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
     symbols += (most + 127) / 128 * 128;
     segments_most = std::max(
         segments_most,
-        CutSegments(static_cast<int>((most + kGroupSymbols - 1) / kGroupSymbols),
-                    step_limit_shift_)
+        CutSegments(static_cast<int>((most + kGroupSymbols - 1) / kGroupSymbols), step_limit_shift_)
             .segments);
     GemmBatch& g = gemms[t.group];
     t.column = g.columns;
@@ -92,6 +92,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
 
   struct Inputs {
     EncodeTileDesc* tiles;
+    EncodeState* states;
     AngleDesc* angles;
     DevicePlane* planes;
     int64_t* pages;
@@ -99,6 +100,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
   } host, device;
   auto cut_inputs = [&](Cutter c, Inputs* in) {
     in->tiles = c.Take<EncodeTileDesc>(tiles.size());
+    in->states = c.Take<EncodeState>(tiles.size());
     in->angles = c.Take<AngleDesc>(angles.tables.size());
     in->planes = c.Take<DevicePlane>(planes);
     in->pages = c.Take<int64_t>(pages);
@@ -111,7 +113,6 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
   cut_inputs(Cutter(memory_->staging.data()), &host);
   cut_inputs(Cutter(memory_->inputs.data()), &device);
   struct Work {
-    EncodeState* states;
     uint16_t* symbols;
     int16_t* integers;
     uint32_t* angles;
@@ -120,7 +121,6 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
     std::vector<__half*> y, x;
   } work;
   auto cut_work = [&](Cutter c) {
-    work.states = c.Take<EncodeState>(tiles.size());
     work.symbols = c.Take<uint16_t>(symbols);
     work.integers = c.Take<int16_t>(symbols);
     work.angles = c.Take<uint32_t>(angles.positions * model_->all_pairs());
@@ -161,6 +161,7 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
     t.positions = host.angles[angles.of_tile[i]].positions;
     t.angles = host.angles[angles.of_tile[i]].angles;
     host.tiles[i] = t;
+    host.states[i] = {};
   }
   EncodeBatch b{};
   b.tiles = device.tiles;
@@ -171,17 +172,16 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
   b.all_pairs = model_->all_pairs();
   b.sinks = static_cast<int>(profile.sinks);
   b.tables = model_->tables(set);
-  b.states = work.states;
+  b.states = device.states;
   b.symbols = work.symbols;
   b.integers = work.integers;
   b.segment_bytes = work.segment_bytes;
   b.segments_most = segments_most;
   b.step_limit_shift = step_limit_shift_;
   times_->Mark(0, stream_, kParts);
-  KVCASK_CUDA(cudaMemcpyAsync(memory_->inputs.data(), memory_->staging.data(), input_bytes,
-                              cudaMemcpyHostToDevice, stream_));
+  KVCASK_CUDA(CopyPiece(memory_->inputs.data(), memory_->staging.data(), input_bytes,
+                        cudaMemcpyHostToDevice, stream_));
   times_->Mark(1, stream_, kParts);
-  KVCASK_CUDA(cudaMemsetAsync(work.states, 0, tiles.size() * sizeof(EncodeState), stream_));
   KVCASK_CUDA(LaunchAngles(model_->Angles(device.angles, angles.tables.size()), tokens, stream_));
   KVCASK_CUDA(LaunchGather(b, tokens, model_->head_dim(), model_->max_members(), stream_));
   times_->Mark(2, stream_, kParts);
@@ -211,8 +211,8 @@ absl::Status Encoder::Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* con
   times_->Mark(6, stream_, kParts);
   if (absl::Status s = memory_->states_back.Reserve(tiles.size() * sizeof(EncodeState)); !s.ok())
     return s;
-  KVCASK_CUDA(cudaMemcpyAsync(memory_->states_back.data(), work.states,
-                              tiles.size() * sizeof(EncodeState), cudaMemcpyDeviceToHost, stream_));
+  KVCASK_CUDA(CopyPiece(memory_->states_back.data(), device.states,
+                        tiles.size() * sizeof(EncodeState), cudaMemcpyDeviceToHost, stream_));
   times_->Mark(7, stream_, kParts);
   KVCASK_CUDA(cudaStreamSynchronize(stream_));
   const EncodeState* const states =

@@ -46,6 +46,7 @@ class Engine : public FkltCuda {
   absl::Status Encode(absl::Span<EncodeJob> jobs, absl::Span<uint8_t* const> device_out) override {
     return encoder_->Encode(jobs, device_out);
   }
+  void TimeParts(bool wanted) override { times_.Parts(wanted); }
   std::vector<std::pair<const char*, float>> LastParts() const override { return times_.Last(); }
   cudaStream_t stream() const override { return stream_; }
   double LastSeconds() const override { return times_.All() * 1e-3; }

@@ -25,11 +25,15 @@ class FkltCuda : public CudaEngine {
   // `shard` its geometry; all must outlive this. `step_limit_shift`, 0 to 2: tiles are written with
   // lanes of at most 512 >> this steps, so that one tile takes less time, in more bytes.
   // UNAVAILABLE: no device, or no cuBLAS.
-  static absl::StatusOr<std::unique_ptr<FkltCuda>> Make(
-      std::shared_ptr<const FkltProfile> profile, absl::Span<const GroupCoder* const> coders,
-      const Geometry& shard, int step_limit_shift = 0);
+  static absl::StatusOr<std::unique_ptr<FkltCuda>> Make(std::shared_ptr<const FkltProfile> profile,
+                                                        absl::Span<const GroupCoder* const> coders,
+                                                        const Geometry& shard,
+                                                        int step_limit_shift = 0);
 
-  // Milliseconds of the parts of the last call, between events on the stream.
+  // From now on calls take the times of their parts, and a little longer.
+  virtual void TimeParts(bool wanted) = 0;
+  // Milliseconds of the parts of the last call, between events on the stream; empty without
+  // TimeParts.
   virtual std::vector<std::pair<const char*, float>> LastParts() const = 0;
 };
 

@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
     page_of[token] = t.pages == nullptr ? 0 : t.pages[token / t.page_tokens];
     in_page[token] = static_cast<int16_t>(t.pages == nullptr ? token : token % t.page_tokens);
   }
+  AwaitLast();
   bool good = true;
   for (int i = blockIdx.z; i < g.members;) {
     i = LoadSlab(g, t.planes, 0, batch.ropes, batch.all_pairs, dtype, 0, 1 << 30, true, i,
@@ -157,8 +158,12 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
 
 cudaError_t LaunchGather(const EncodeBatch& batch, int tokens, int head_dim, int members,
                          cudaStream_t stream) {
-  KVCASK_LAUNCH(GatherKernel, MoveGrid(batch.tile_count, tokens, head_dim, members), kMoveThreads,
-                0, stream, batch);
+  const dim3 grid = MoveGrid(batch.tile_count, tokens, head_dim, members);
+  if (batch.all_pairs == 0) {  // no angles were before it, but the copy that it reads
+    KVCASK_LAUNCH(GatherKernel, grid, kMoveThreads, 0, stream, batch);
+  } else {
+    KVCASK_LAUNCH_EARLY(GatherKernel, grid, kMoveThreads, 0, stream, batch);
+  }
   return cudaGetLastError();
 }
 

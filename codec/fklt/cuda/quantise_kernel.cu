@@ -27,6 +27,8 @@ template <int kParts, int kBlocks>
 __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
     QuantiseKernel(const __grid_constant__ EncodeBatch batch) {
   constexpr int kQuantiseThreads = kParts * kMaxTokens;
+  LetNextBegin();
+  AwaitLast();
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
   if (state->failed != kEncoded) return;
@@ -313,9 +315,9 @@ __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
 
 cudaError_t LaunchQuantise(const EncodeBatch& batch, cudaStream_t stream) {
   if (batch.tile_count < kFewTiles) {
-    KVCASK_LAUNCH((QuantiseKernel<8, 1>), batch.tile_count, 8 * kMaxTokens, 0, stream, batch);
+    KVCASK_LAUNCH_EARLY((QuantiseKernel<8, 1>), batch.tile_count, 8 * kMaxTokens, 0, stream, batch);
   } else {
-    KVCASK_LAUNCH((QuantiseKernel<4, 3>), batch.tile_count, 4 * kMaxTokens, 0, stream, batch);
+    KVCASK_LAUNCH_EARLY((QuantiseKernel<4, 3>), batch.tile_count, 4 * kMaxTokens, 0, stream, batch);
   }
   return cudaGetLastError();
 }

@@ -104,9 +104,15 @@ __device__ __forceinline__ int LoadSlab(const DeviceGroup& g, const DevicePlane*
     const bool all = __all_sync(kAllLanes, !there || (units && m.head_dim == head_dim));
     if (there) {
       const float scale = rope.pairs > 0 ? static_cast<float>(rope.scale) : 1.0f;
-      slab->member[__popc(mask & ((1u << lane) - 1))] = {
-          plane.data + m.head * plane.head_stride, plane.token_stride, g.mu + m.offset, m.offset,
-          rope.first_angle, rope.pairs, rope.style, i, ScaleOf(back ? 1 / scale : scale)};
+      slab->member[__popc(mask & ((1u << lane) - 1))] = {plane.data + m.head * plane.head_stride,
+                                                         plane.token_stride,
+                                                         g.mu + m.offset,
+                                                         m.offset,
+                                                         rope.first_angle,
+                                                         rope.pairs,
+                                                         rope.style,
+                                                         i,
+                                                         ScaleOf(back ? 1 / scale : scale)};
     }
     if (lane == 0) {
       slab->count = __popc(mask);

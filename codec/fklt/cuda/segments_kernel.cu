@@ -263,6 +263,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32)
     for (int i = threadIdx.x; i < entries; i += blockDim.x) to[kIndex + i] = entry[i];
   }
   __syncthreads();
+  AwaitLast();
   const int warp = threadIdx.x / 32;
   if (warp >= warps) return;
   // From a shuffle, or the compiler works them out again wherever they are used.
@@ -426,7 +427,8 @@ cudaError_t LaunchSegments(const DecodeBatch& batch, cudaStream_t stream) {
   // Few segments: a warp each on as many multiprocessors as there are.
   const int warps = min(kMaxWarps, max(1, (batch.segment_count + sms - 1) / sms));
   const int blocks = min(sms, (batch.segment_count + warps - 1) / warps);
-  KVCASK_LAUNCH(SegmentsKernel, blocks, max(256, warps * 32), kSharedBytes, stream, batch, warps);
+  KVCASK_LAUNCH_EARLY(SegmentsKernel, blocks, max(512, warps * 32), kSharedBytes, stream, batch,
+                      warps);
   return cudaGetLastError();
 }
 

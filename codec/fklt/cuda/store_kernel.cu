@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
   __shared__ int16_t in_page[kMaxTokens];   // tokens before it there
   __shared__ MemberSlab slab;
   NumberTokens(t.positions, t.tokens, raw ? 0 : static_cast<uint32_t>(batch.sinks), number);
+  AwaitLast();
   if (batch.failed[blockIdx.x] != kGood) return;
   if (static_cast<int>(threadIdx.x) < wanted) {  // seen by all after LoadSlab's barrier
     const int token = t.token_begin + threadIdx.x, n = number[token], to = threadIdx.x;
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
 cudaError_t LaunchStore(const DecodeBatch& batch, int tokens, int head_dim, int members,
                         cudaStream_t stream) {
   if (members == 0) return cudaSuccess;
-  KVCASK_LAUNCH(StoreKernel, MoveGrid(batch.tile_count, tokens, head_dim, members), kMoveThreads, 0,
+  KVCASK_LAUNCH_EARLY(StoreKernel, MoveGrid(batch.tile_count, tokens, head_dim, members), kMoveThreads, 0,
                 stream, batch);
   return cudaGetLastError();
 }
