@@ -19,6 +19,15 @@ __device__ __forceinline__ T* Opaque(T* p) {
   return p;
 }
 
+// Two that lie one after another, at an address aligned to 4.
+__device__ __forceinline__ float2 LoadTwo(const __half* p) {
+#ifdef KVCASK_CUDA_EMULATION
+  return make_float2(__half2float(p[0]), __half2float(p[1]));
+#else
+  return __half22float2(*reinterpret_cast<const __half2*>(p));
+#endif
+}
+
 // *to = bits, in global memory, where `there`; without a branch.
 __device__ __forceinline__ void StoreIf(bool there, void* to, uint16_t bits) {
 #ifdef KVCASK_CUDA_EMULATION

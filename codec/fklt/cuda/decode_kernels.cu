@@ -68,6 +68,9 @@ __device__ void FillAngles(const AngleDesc& t, const DeviceRope* ropes, int rope
 }
 
 __global__ void AnglesKernel(const AngleBatch batch) {
+  // In this order: whoever comes next and begins early finds the batch's inputs, which a copy
+  // before this brought.
+  AwaitLast();
   LetNextBegin();
   FillAngles(batch.tables[blockIdx.x], batch.ropes, batch.rope_count, batch.all_pairs,
              blockIdx.y * blockDim.x + threadIdx.x, gridDim.y * blockDim.x);
@@ -216,7 +219,8 @@ __device__ int OpenTile(const DecodeBatch& batch, const DecodeTileDesc& t, int8_
   return StraySinkBits(t, g) ? kStraySinkBits : kGood;
 }
 
-// Zeros where a row of y has no coordinate of this tile. By a whole block, after a barrier.
+// Zeros where a row of y has no coordinate of this tile, in whole sectors of 16 places: what is
+// a coordinate, the next kernel writes. By a whole block, after a barrier.
 __device__ void ClearRest(const DecodeTileDesc& t, const TileState& s) {
   __shared__ TileRange range[kMaxRanges + 1];
   const int ranges = s.ranges;
@@ -225,21 +229,20 @@ __device__ void ClearRest(const DecodeTileDesc& t, const TileState& s) {
   constexpr int kUnits = kMaxTokens / 8;
   const int first = threadIdx.x % kUnits * 8, apart = blockDim.x / kUnits;  // a thread's rows
   const size_t step = static_cast<size_t>(apart) * t.y_stride;
-  int row = threadIdx.x / kUnits;
+  // From row `begin` on the sector has places without a coordinate, from `least` on the last one:
+  // places never rise with rows.
+  const int sector_end = first / 16 * 16 + 16;
+  int begin = range[ranges].row, least = begin;
+  for (int r = ranges - 1; r >= 0; --r) {
+    if (range[r].count < sector_end) begin = range[r].row;
+    if (range[r].count < kMaxTokens) least = range[r].row;
+  }
+  // All lanes go along the same rows, so that a warp writes whole lines.
+  int row = threadIdx.x / kUnits + least / apart * apart;
   __half* to = t.y + static_cast<size_t>(row) * t.y_stride + t.column + first;
-  for (int r = 0; r <= ranges; ++r) {
-    const int end = r < ranges ? range[r + 1].row : t.gemm_rows;
-    const int count = range[r].count;  // of the one after the last: 0
-    if (first >= count) {
 #pragma unroll 4
-      for (; row < end; row += apart, to += step) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
-      }
-    } else {
-      for (; row < end; row += apart, to += step) {
-        for (int p = count - first; p < 8; ++p) to[p] = __float2half_rn(0.0f);
-      }
-    }
+  for (; row < t.gemm_rows; row += apart, to += step) {
+    if (row >= begin) *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -267,7 +270,8 @@ __global__ void __launch_bounds__(kMostPrepareThreads)
 cudaError_t LaunchAngles(const AngleBatch& batch, int tokens, cudaStream_t stream) {
   const int n = tokens * batch.all_pairs;
   if (n == 0 || batch.count == 0) return cudaSuccess;
-  KVCASK_LAUNCH(AnglesKernel, dim3(batch.count, min(32, (n + 255) / 256)), 256, 0, stream, batch);
+  KVCASK_LAUNCH_EARLY(AnglesKernel, dim3(batch.count, min(32, (n + 255) / 256)), 256, 0, stream,
+                      batch);
   return cudaGetLastError();
 }
 

@@ -15,6 +15,7 @@ constexpr unsigned kAll = 0xffffffffu;
 constexpr int kMostWarps = 16;
 constexpr int kBlocksEach = 2;  // on a multiprocessor
 constexpr int kSteps = 4;       // of a lane, at a time
+constexpr int kAssembleThreads = 256, kAssembledAtOnce = 256;
 constexpr uint32_t kTableBytes = kEncodeEntries * sizeof(uint2);
 constexpr uint32_t kSharedBytes = kTableBytes + kMostWarps * 32 * 4;
 
@@ -215,36 +216,68 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocksEach)
   }
 }
 
-__global__ void AssembleKernel(const __grid_constant__ EncodeBatch batch) {
-  AwaitLast();
+// A warp finds where segments begin, then all copy, up to eight segments at once.
+__global__ void __launch_bounds__(kAssembleThreads)
+    AssembleKernel(const __grid_constant__ EncodeBatch batch) {
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
+  AwaitLast();
   if (state->failed != kEncoded) return;
+  __shared__ uint32_t begins[kAssembledAtOnce];  // of the tile
+  __shared__ bool fits;
   const uint32_t* const sizes =
       batch.segment_bytes + static_cast<size_t>(blockIdx.x) * batch.segments_most;
-  uint32_t at = kHeaderBytes + 2 * static_cast<uint32_t>(state->segments - 1);
-  bool fits = true;
-  for (int s = 0; s < state->segments; ++s) {
-    const uint32_t begin = sizes[s] & 1023, words = sizes[s] >> 10;
-    const uint32_t bytes = begin + 2 * words;
-    if (bytes > t.limit - at || bytes / 2 > 0xffff) {
-      fits = false;
-      break;
+  const int segments = state->segments, warp = threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  uint32_t at = kHeaderBytes + 2 * static_cast<uint32_t>(segments - 1);
+  if (threadIdx.x == 0) fits = true;
+  for (int done = 0; done < segments; done += kAssembledAtOnce) {
+    const int count = min(kAssembledAtOnce, segments - done);
+    __syncthreads();  // who still reads the last ones
+    if (warp == 0) {
+      for (int s = lane; s - lane < count; s += 32) {
+        const uint32_t size = s < count ? sizes[done + s] : 0;
+        const uint32_t bytes = (size & 1023) + 2 * (size >> 10);
+        uint32_t end = bytes;
+        for (int d = 1; d < 32; d *= 2) {
+          const uint32_t v = __shfl_up_sync(kAll, end, d);
+          if (lane >= d) end += v;
+        }
+        if (s < count) {
+          begins[s] = at + end - bytes;
+          if (at + end > t.limit || bytes / 2 > 0xffff) fits = false;
+          if (fits && done + s + 1 < segments) {
+            t.out[kHeaderBytes + 2 * (done + s)] = static_cast<uint8_t>(bytes / 2);
+            t.out[kHeaderBytes + 2 * (done + s) + 1] = static_cast<uint8_t>(bytes / 2 >> 8);
+          }
+        }
+        at += __shfl_sync(kAll, end, 31);
+      }
     }
-    const uint8_t* const scratch = t.scratch + static_cast<size_t>(s) * kSegmentScratch;
-    for (uint32_t i = threadIdx.x; i < begin; i += blockDim.x) t.out[at + i] = scratch[i];
-    const uint16_t* const from =
-        reinterpret_cast<const uint16_t*>(scratch + kSegmentScratch) - words;
-    // Header and sizes are even, and so is every segment: words stay aligned.
-    uint16_t* const to = reinterpret_cast<uint16_t*>(t.out + at + begin);
-    for (uint32_t i = threadIdx.x; i < words; i += blockDim.x) to[i] = from[i];
-    if (threadIdx.x == 0 && s + 1 < state->segments) {
-      t.out[kHeaderBytes + 2 * s] = static_cast<uint8_t>(bytes / 2);
-      t.out[kHeaderBytes + 2 * s + 1] = static_cast<uint8_t>(bytes / 2 >> 8);
+    __syncthreads();
+    if (!fits) break;
+    const int wide = count >= 8 ? 32 : count >= 4 ? 64 : count >= 2 ? 128 : kAssembleThreads;
+    const int member = threadIdx.x % wide;
+    for (int s = threadIdx.x / wide; s < count; s += kAssembleThreads / wide) {
+      const uint32_t begin = sizes[done + s] & 1023, words = sizes[done + s] >> 10;
+      const uint8_t* const scratch = t.scratch + static_cast<size_t>(done + s) * kSegmentScratch;
+      for (uint32_t i = member; i < begin; i += wide) t.out[begins[s] + i] = scratch[i];
+      // Header and sizes are even, and so is every segment: words stay aligned.
+      const uint16_t* const from =
+          reinterpret_cast<const uint16_t*>(scratch + kSegmentScratch) - words;
+      uint16_t* const to = reinterpret_cast<uint16_t*>(t.out + begins[s] + begin);
+      constexpr int kTogether = 8;  // loads under way
+      for (uint32_t i = member; i < words; i += kTogether * wide) {
+        uint16_t w[kTogether];
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) w[k] = i + k * wide < words ? from[i + k * wide] : 0;
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          if (i + k * wide < words) to[i + k * wide] = w[k];
+        }
+      }
     }
-    at += bytes;
   }
-  __syncthreads();
   if (threadIdx.x == 0) {
     state->bytes = at;
     if (!fits) state->failed = kTooLong;
@@ -270,7 +303,7 @@ cudaError_t LaunchEncodeSegments(const EncodeBatch& batch, cudaStream_t stream) 
 }
 
 cudaError_t LaunchAssemble(const EncodeBatch& batch, cudaStream_t stream) {
-  KVCASK_LAUNCH_EARLY(AssembleKernel, batch.tile_count, 256, 0, stream, batch);
+  KVCASK_LAUNCH_EARLY(AssembleKernel, batch.tile_count, kAssembleThreads, 0, stream, batch);
   return cudaGetLastError();
 }
 

@@ -1,8 +1,9 @@
 // Token classes, integers and the certificate of a tile: FORMAT.md 5.1 to 5.4.
 //
-// A block a tile; a thread has a place, that is a token in its order, and a part of the rows.
-// Bound: instructions, about 30 a coordinate, and reads of y: three times the rows in use, 2 bytes
-// each, mostly from the caches.
+// A block a tile. For integers a thread has a place, that is a token in its order, and a part of the
+// rows; for sums along the rows two tokens that lie side by side, and half as large a part.
+// Bound: instructions, about 30 a coordinate, and the latency of reads of y: three times the rows in
+// use, 2 bytes each, mostly from the caches.
 #include <type_traits>
 
 #include "codec/fklt/cuda/encode_kernels.h"
@@ -16,7 +17,6 @@ constexpr unsigned kAll = 0xffffffffu;
 constexpr int kStepClasses = 13;
 constexpr int kFewTiles = 256;
 
-constexpr int kTogether = 3;  // rows whose loads are under way at once
 // A class's centroids of 0 to 3 less those integers; the rest, 0.
 constexpr int kOffCentre = 5;
 constexpr float kWhole = 8388608.0f;  // 2^23: a float's last bit is 1 there
@@ -27,13 +27,17 @@ template <int kParts, int kBlocks>
 __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
     QuantiseKernel(const __grid_constant__ EncodeBatch batch) {
   constexpr int kQuantiseThreads = kParts * kMaxTokens;
+  // Rows whose loads are under way at once: what registers hold.
+  constexpr int kTogether = kBlocks == 1 ? 6 : 3;
+  [[maybe_unused]] constexpr int kUnroll = kBlocks == 1 ? 8 : 4;
   LetNextBegin();
   AwaitLast();
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
   EncodeState* const state = batch.states + blockIdx.x;
   if (state->failed != kEncoded) return;
   const DeviceGroup& g = batch.groups[t.group];
-  __shared__ float sum[kParts][kMaxTokens];
+  constexpr int kShares = 2 * kParts;
+  __shared__ float sum[kShares][kMaxTokens];
   __shared__ float weight[kMaxTokens];  // by token
   __shared__ int8_t k_of[kMaxTokens];   // by token
   __shared__ uint8_t a_of[kMaxTokens];  // by token
@@ -48,7 +52,9 @@ __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
   __shared__ float off_centre[kClasses * kOffCentre];
   const int n = t.coded;
   const int p = threadIdx.x % kMaxTokens, part = threadIdx.x / kMaxTokens;
+  const int two = threadIdx.x % (kMaxTokens / 2) * 2, share = threadIdx.x / (kMaxTokens / 2);
   const __half* const y = Opaque(t.y + t.column);
+  const __half* const y_two = y + two;
   const size_t stride = t.y_stride;
 
   // All of y is wanted, soon: a row has two lines.
@@ -58,16 +64,20 @@ __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
 
   // Sensitivities.
   {
-    float eta = 0;
-    if (p < n) {
-#pragma unroll 4
-      for (int r = part; r < g.leading; r += kParts) {
-        float u = __half2float(y[r * stride + p]) * t.y_scale * g.inverse_sigma[r];
-        u = fminf(fmaxf(u, -8.0f), 8.0f);
-        eta += (g.sensitivity[1 + r] + g.sensitivity[1 + g.leading + r] * u) * u;
-      }
+    float2 eta = make_float2(0, 0);
+    const float* const linear = g.sensitivity + 1;
+    const float* const square = linear + g.leading;
+#pragma unroll kUnroll
+    for (int r = share; r < g.leading; r += kShares) {
+      const float2 v = LoadTwo(y_two + r * stride);
+      const float scale = t.y_scale * g.inverse_sigma[r], c = linear[r], d = square[r];
+      const float a = fminf(fmaxf(v.x * scale, -8.0f), 8.0f);
+      const float b = fminf(fmaxf(v.y * scale, -8.0f), 8.0f);
+      eta.x += (c + d * a) * a;
+      eta.y += (c + d * b) * b;
     }
-    sum[part][p] = eta;
+    sum[share][two] = eta.x;  // of a token that is not there: anything
+    sum[share][two + 1] = eta.y;
   }
   if (threadIdx.x < kStepClasses) counts[threadIdx.x] = 0;
   if (threadIdx.x == 0) outside = 0;
@@ -81,7 +91,7 @@ __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
   if (part == 0) {
     if (p < n) {
       float eta = g.sensitivity[0];
-      for (int i = 0; i < kParts; ++i) eta += sum[i][p];
+      for (int i = 0; i < kShares; ++i) eta += sum[i][p];
       eta = isfinite(eta) ? fminf(fmaxf(eta, -8.0f), 8.0f) : 0.0f;
       weight[p] = expf(eta);
       k_here = max(-kMaxStepClass,
@@ -145,20 +155,25 @@ __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
 
   // Amplitudes, from rows that a token of class 0 has.
   const int rows0 = t.active.rows[kMaxStepClass];
+  const int rows_a = two < n ? rows_of[k_of[two] + 6] : 0;
+  const int rows_b = two + 1 < n ? rows_of[k_of[two + 1] + 6] : 0;
   {
-    float total = 0;
-    const int end = min(rows0, my_rows);
-#pragma unroll 4
-    for (int r = part; r < end; r += kParts) {
-      const float u = __half2float(y[r * stride + token]) * g.inverse_sigma[r];
-      total += u * u;
+    float2 total = make_float2(0, 0);
+    const int end = min(rows0, max(rows_a, rows_b));
+#pragma unroll kUnroll
+    for (int r = share; r < end; r += kShares) {
+      const float2 v = LoadTwo(y_two + r * stride);
+      const float scale = g.inverse_sigma[r], a = v.x * scale, b = v.y * scale;
+      total.x += r < rows_a ? a * a : 0;
+      total.y += r < rows_b ? b * b : 0;
     }
-    sum[part][p] = total;
+    sum[share][two] = total.x;
+    sum[share][two + 1] = total.y;
   }
   __syncthreads();
   if (part == 0 && p < n) {
     float total = 0;
-    for (int i = 0; i < kParts; ++i) total += sum[i][p];
+    for (int i = 0; i < kShares; ++i) total += sum[i][token];
     total *= t.y_scale * t.y_scale;
     const int m = min(rows0, my_rows);
     int a = 8;
@@ -237,26 +252,31 @@ __global__ void __launch_bounds__(kParts * kMaxTokens, kBlocks)
       }
     }
     const float step = StepOf(t.step_exponent, k);
-    float rest = 0, sketched = 0;
-    uint32_t from = (my_rows + part) * static_cast<uint32_t>(stride) + token;
-#pragma unroll 4
-    for (int r = my_rows + part; r < min(t.gemm_rows, g.dimensions); r += kParts) {
-      const float v = __half2float(y[from]);
-      rest += v * v;
-      from += apart;
+    error = squares * step * step * weight[token];
+  }
+  // Of rows that have no integers, and of what has but a sketch.
+  {
+    float2 rest = make_float2(0, 0), sketched = make_float2(0, 0);
+    const int end = min(t.gemm_rows, g.dimensions);
+    const int begin = two + 1 < n ? min(rows_a, rows_b) : two < n ? rows_a : end;
+#pragma unroll kUnroll
+    for (int r = begin + share; r < end; r += kShares) {
+      const float2 v = LoadTwo(y_two + r * stride);
+      rest.x += r >= rows_a ? v.x * v.x : 0;
+      rest.y += r >= rows_b ? v.y * v.y : 0;
     }
     const int sketches = (g.dimensions + 15) / 16 - t.gemm_rows / 16;
-    from = (t.gemm_rows + part) * static_cast<uint32_t>(stride) + token;
-    for (int i = part; i < sketches; i += kParts) {
-      const float v = __half2float(y[from]);
-      sketched += v * v;
-      from += apart;
+    for (int i = share; i < sketches; i += kShares) {
+      const float2 v = LoadTwo(y_two + (t.gemm_rows + i) * stride);
+      sketched.x += v.x * v.x;
+      sketched.y += v.y * v.y;
     }
-    error = squares * step * step + rest * t.y_scale * t.y_scale +
-            sketched * t.sketch_scale * t.sketch_scale;
+    const float scale = t.y_scale * t.y_scale, sketch_scale = t.sketch_scale * t.sketch_scale;
+    if (two < n) error += (rest.x * scale + sketched.x * sketch_scale) * weight[two];
+    if (two + 1 < n) error += (rest.y * scale + sketched.y * sketch_scale) * weight[two + 1];
   }
   if (wide) outside = 1;
-  sum[part][p] = p < n ? error * weight[token] : 0.0f;
+  sum[part][p] = error;
   __syncthreads();
   if (part == 0) {
     for (int i = 1; i < kParts; ++i) sum[0][p] += sum[i][p];
