@@ -91,25 +91,18 @@ __device__ __forceinline__ void UnpackEight(int dtype, const uint4& w, float* v)
 __device__ __forceinline__ void LoadEight(int dtype, const uint8_t* p, float* v) {
   UnpackEight(dtype, BitsOfEight(p), v);
 }
-__device__ __forceinline__ uint4 PackEight(int dtype, const float* v) {
-  return make_uint4(PackTwo(dtype, v[0], v[1]), PackTwo(dtype, v[2], v[3]),
-                    PackTwo(dtype, v[4], v[5]), PackTwo(dtype, v[6], v[7]));
-}
-// At an address that is not aligned to 16.
-__device__ __forceinline__ void StoreUnaligned(const uint4& w, uint8_t* p) {
+__device__ __forceinline__ void StoreEight(int dtype, const float* v, uint8_t* p) {
+  const uint4 w = make_uint4(PackTwo(dtype, v[0], v[1]), PackTwo(dtype, v[2], v[3]),
+                             PackTwo(dtype, v[4], v[5]), PackTwo(dtype, v[6], v[7]));
+  if (Aligned(p, 16)) {
+    *reinterpret_cast<uint4*>(p) = w;
+    return;
+  }
   const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     StoreBits(kBf16, words[i] & 0xffff, p + 4 * i);
     StoreBits(kBf16, words[i] >> 16, p + 4 * i + 2);
-  }
-}
-__device__ __forceinline__ void StoreEight(int dtype, const float* v, uint8_t* p) {
-  const uint4 w = PackEight(dtype, v);
-  if (Aligned(p, 16)) {
-    *reinterpret_cast<uint4*>(p) = w;
-  } else {
-    StoreUnaligned(w, p);
   }
 }
 // Eight floats at an address aligned to 16.

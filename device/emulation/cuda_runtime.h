@@ -170,18 +170,6 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
 }
 inline int __clz(unsigned v) { return v == 0 ? 32 : __builtin_clz(v); }
 template <typename T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <typename T>
-T __ldcs(const T* p) {
-  return *p;
-}
-template <typename T>
-void __stcs(T* p, T v) {
-  *p = v;
-}
-template <typename T>
 T __ldg(const T* p) {
   return *p;
 }

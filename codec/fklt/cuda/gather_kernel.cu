@@ -5,6 +5,7 @@
 // writes x: memory is the bound, 4 bytes an element. Other strides and fp32 go element by element.
 #include "codec/fklt/cuda/encode_kernels.h"
 #include "codec/fklt/cuda/rows_device.h"
+#include "device/ptx.h"
 
 namespace kvcask::fklt {
 namespace {
@@ -61,11 +62,6 @@ __device__ __forceinline__ bool StoreCoordinates(float* v, const float* mu, __ha
   return Within(v, kLargestElement);
 }
 
-// Eight elements that are read once.
-__device__ __forceinline__ uint4 LoadOnce(const uint8_t* p) {
-  return Aligned(p, 16) ? __ldcs(reinterpret_cast<const uint4*>(p)) : BitsOfEight(p);
-}
-
 __global__ void __launch_bounds__(kMoveThreads, 3)
     GatherKernel(const __grid_constant__ EncodeBatch batch) {
   const EncodeTileDesc& t = batch.tiles[blockIdx.x];
@@ -109,16 +105,23 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
     const auto ask = [&](int token, int u, const MovedMember& m) {
       const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
       const uint8_t* const from = m.base + page_of[token] + in_page[token] * m.token_stride;
-      next_a = LoadOnce(from + 2 * unit.a);
-      next_b = LoadOnce(from + 2 * unit.b);
+      next_a = BitsOfEight(from + 2 * unit.a);
+      next_b = BitsOfEight(from + 2 * unit.b);
       const int at = token * batch.all_pairs + m.first_angle + unit.a;
       if (unit.halves && at != angles_of) {
         next_angles = LoadAngles(angles + at);
         angles_of = at;
       }
     };
+    const auto prefetch = [&](int token, int u, const MovedMember& m) {
+      const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+      const uint8_t* const from = m.base + page_of[token] + in_page[token] * m.token_stride;
+      PrefetchL2(from + 2 * unit.a);
+      PrefetchL2(from + 2 * unit.b);
+    };
     int token = first / units, u = first % units;
     ask(token, u, slab.member[0]);
+    for (int k = 1; k < min(kAhead, count); ++k) prefetch(token, u, slab.member[k]);
     for (int w = first; w < all; w += stride) {
       const int n = number[token];
       for (int k = 0; k < count; ++k) {
@@ -129,6 +132,11 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
         float a[8], b[8];
         UnpackEight(dtype, next_a, a);
         UnpackEight(dtype, next_b, b);
+        if (k + kAhead < count) {
+          prefetch(token, u, slab.member[k + kAhead]);
+        } else if (w + stride < all && k + kAhead - count < count) {
+          prefetch((w + stride) / units, (w + stride) % units, slab.member[k + kAhead - count]);
+        }
         if (k + 1 < count) {
           ask(token, u, slab.member[k + 1]);
         } else if (w + stride < all) {

@@ -15,6 +15,8 @@ namespace kvcask::fklt {
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kRotateHalf = 1;      // RopeStyle
 constexpr int kMoveThreads = 256;
+// Members ahead of the one at hand whose elements are asked into the L2 cache.
+constexpr int kAhead = 2;
 
 // Of element e of a row that turns: its partner, and the sign of the sine.
 struct Pair {

@@ -7,6 +7,7 @@
 // memory, 4 bytes an element. Other strides, fp32 and tokens that were kept go element by element.
 #include "codec/fklt/cuda/decode_kernels.h"
 #include "codec/fklt/cuda/rows_device.h"
+#include "device/ptx.h"
 
 namespace kvcask::fklt {
 namespace {
@@ -93,16 +94,6 @@ __device__ __attribute__((noinline)) void StoreElement(const DecodeBatch& batch,
                 e * plane.dim_stride);
 }
 
-// Eight elements that nobody here reads again: x shall stay in the L2 cache, not they.
-__device__ __forceinline__ void StoreOnce(int dtype, const float* v, uint8_t* p) {
-  const uint4 w = PackEight(dtype, v);
-  if (Aligned(p, 16)) {
-    __stcs(reinterpret_cast<uint4*>(p), w);
-  } else {
-    StoreUnaligned(w, p);
-  }
-}
-
 // x + mu of eight coordinates.
 __device__ __forceinline__ void AddMean(const uint4& x, const float* mu, float* v) {
   float m[8];
@@ -160,16 +151,24 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
       const int row = row_of[token];
       if (row < 0) return;
       const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
-      next_a = __ldcg(reinterpret_cast<const uint4*>(x + row + m.offset + unit.a));
-      next_b = __ldcg(reinterpret_cast<const uint4*>(x + row + m.offset + unit.b));
+      next_a = *reinterpret_cast<const uint4*>(x + row + m.offset + unit.a);
+      next_b = *reinterpret_cast<const uint4*>(x + row + m.offset + unit.b);
       const int at = token * batch.all_pairs + m.first_angle + unit.a;
       if (unit.halves && at != angles_of) {
         next_angles = LoadAngles(angles + at);
         angles_of = at;
       }
     };
+    const auto prefetch = [&](int token, int u, const MovedMember& m) {
+      const int row = row_of[token];
+      if (row < 0) return;
+      const Unit unit = UnitOf(head_dim, m.style, m.pairs, u);
+      PrefetchL2(x + row + m.offset + unit.a);
+      PrefetchL2(x + row + m.offset + unit.b);
+    };
     int token = t.token_begin + first / units, u = first % units;
     ask(token, u, slab.member[0]);
+    for (int k = 1; k < min(kAhead, count); ++k) prefetch(token, u, slab.member[k]);
     for (int w = first; w < all; w += stride) {
       const bool kept = row_of[token] < 0;
       for (int k = 0; k < count; ++k) {
@@ -178,6 +177,12 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
         const int from = token;
         const uint4 x_a = next_a, x_b = next_b;
         const EightAngles turns = next_angles;
+        if (k + kAhead < count) {
+          prefetch(token, u, slab.member[k + kAhead]);
+        } else if (w + stride < all && k + kAhead - count < count) {
+          prefetch(t.token_begin + (w + stride) / units, (w + stride) % units,
+                   slab.member[k + kAhead - count]);
+        }
         if (k + 1 < count) {
           ask(token, u, slab.member[k + 1]);
         } else if (w + stride < all) {
@@ -197,8 +202,8 @@ __global__ void __launch_bounds__(kMoveThreads, 3)
           if (unit.b < 2 * m.pairs) TurnNeighbours<false>(own + unit.b / 2, m.scale, b);
         }
         uint8_t* const out = m.base + page_of[from] + in_page[from] * m.token_stride;
-        StoreOnce(dtype, a, out + 2 * unit.a);
-        StoreOnce(dtype, b, out + 2 * unit.b);
+        StoreEight(dtype, a, out + 2 * unit.a);
+        StoreEight(dtype, b, out + 2 * unit.b);
       }
     }
     // What was kept: apart, since calls among the moves would cost them registers.
