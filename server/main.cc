@@ -150,7 +150,9 @@ int Main(int argc, char** argv) {
   if (!secret.ok()) return Fail(kExitError, secret.status());
   options.hash_secret = *secret;
   options.make_codec = [&](const CodecEntry& entry, const CodecSpec& spec) {
-    return MakeCodecOn(device.get(), &device_state, entry, spec);
+    CodecSpec here = spec;
+    here.short_segments = config.fklt_segments == "short";
+    return MakeCodecOn(device.get(), &device_state, entry, here);
   };
   options.gpu = gpu->get();
   options.shadow.fraction = config.shadow_fraction;

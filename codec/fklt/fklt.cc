@@ -146,7 +146,9 @@ class FkltCodec : public Codec {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodec(const CodecSpec& spec) {
-  return MakeFkltCodecWith(spec, {});
+  FkltOptions options;
+  if (spec.short_segments) options.step_limit_shift = fklt::kMaxStepLimitShift;
+  return MakeFkltCodecWith(spec, options);
 }
 
 absl::StatusOr<std::unique_ptr<Codec>> MakeFkltCodecWith(const CodecSpec& spec,

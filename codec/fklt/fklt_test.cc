@@ -578,6 +578,11 @@ TEST(FkltTest, ShorterSegmentsHoldTheSameIntegers) {
     ASSERT_TRUE(DecodeOne(*f.codec, jb).ok());
     EXPECT_EQ(FirstDifference(a, b), "");
   }
+  CodecSpec spec = f.spec;
+  spec.short_segments = true;
+  const auto codec = MakeFkltCodec(spec);
+  ASSERT_TRUE(codec.ok()) << codec.status();
+  EXPECT_EQ(EncodeWith(**codec, 0, cache, positions).bytes.size(), before);
   for (int shift : {-1, 3}) {
     EXPECT_EQ(MakeFkltCodecWith(f.spec, {RansPath::kBest, shift}).status().code(),
               absl::StatusCode::kInvalidArgument);

@@ -20,6 +20,7 @@ struct Config {
   uint64_t gpu_budget_bytes = 0;           // of a device's memory, for copies of chunks; 0: none
   std::vector<std::string> profiles;       // files to register at start
   std::string default_codec = "int8";
+  std::string fklt_segments = "long";  // long | short: CodecSpec::short_segments
   int encode_threads = 0;  // 0: one a core
   std::string disk_path;   // a folder; "": no disk tier
   uint64_t disk_budget_bytes = 0;  // of chunks on disk; 0: no limit

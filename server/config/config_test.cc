@@ -248,6 +248,12 @@ TEST(Config, AGpuBudgetNeedsABackendThatMayHaveOne) {
   EXPECT_EQ(Parse({})->config.gpu_budget_bytes, 0u);
 }
 
+TEST(Config, SegmentsAreLongOrShort) {
+  EXPECT_EQ(Parse({})->config.fklt_segments, "long");
+  EXPECT_EQ(Parse({"--fklt-segments=short"})->config.fklt_segments, "short");
+  EXPECT_THAT(Refusal({"--fklt-segments=tiny"}), HasSubstr("long"));
+}
+
 TEST(Config, HelpTeaches) {
   for (const char* flag : {"--help", "-h"}) {
     const auto parsed = Parse({flag});
@@ -260,6 +266,7 @@ TEST(Config, HelpTeaches) {
           "--max-message",   "--insecure",         "--tls-cert",      "--tls-key",
           "--log-level",     "--log-format",       "--version",       "--help",
           "--max-lease",     "--shadow-fraction",  "--shadow-bytes",  "--gpu-budget",
+          "--fklt-segments",
           "127.0.0.1:7420",  "127.0.0.1:7421",     "Examples:",       "SIGTERM",
           "Exit codes"}) {
       EXPECT_THAT(parsed->text, HasSubstr(what));

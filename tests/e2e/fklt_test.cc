@@ -121,6 +121,21 @@ TEST_F(FkltTest, LayerByLayerAndInLayerShardsItIsTheSame) {
   EXPECT_LT(RelativeRms(whole.planes, Get(RequestOf("shards")).planes), 1e-4);
 }
 
+TEST_F(FkltTest, ShortSegmentsTakeMoreBytesAndReadTheSame) {
+  ASSERT_TRUE(PutExample(client_, Open("s")).ok());
+  Daemon daemon({"--fklt-segments", "short"});
+  Client client = daemon.Connect();
+  ASSERT_TRUE(client.AddProfile(ProfileBytes()).ok());
+  ASSERT_TRUE(PutExample(client, Open("s")).ok());
+  const auto longer = client_.StatSession(Ref("s")), shorter = client.StatSession(Ref("s"));
+  ASSERT_TRUE(longer.ok() && shorter.ok());
+  EXPECT_GT(shorter->stored_bytes(), longer->stored_bytes());
+  EXPECT_LT(shorter->stored_bytes(), longer->stored_bytes() * 11 / 10);
+  const auto got = Fetch(client, RequestOf("s"));
+  ASSERT_TRUE(got.ok()) << Describe(got.status());
+  EXPECT_EQ(got->planes, Get(RequestOf("s")).planes);
+}
+
 TEST_F(FkltTest, AProfileInUseCannotBeRemoved) {
   ASSERT_TRUE(PutExample(client_, Open("s")).ok());
   const auto refused = client_.RemoveProfile(Hex());

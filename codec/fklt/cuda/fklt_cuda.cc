@@ -108,7 +108,8 @@ class OwnedEngine : public CudaEngine {
       pointers.push_back(coder->get());
       coders_.push_back(*std::move(coder));
     }
-    auto engine = FkltCuda::Make(*std::move(profile), pointers, shard_);
+    auto engine = FkltCuda::Make(*std::move(profile), pointers, shard_,
+                                 spec.short_segments ? kMaxStepLimitShift : 0);
     if (!engine.ok()) return engine.status();
     engine_ = *std::move(engine);
     return absl::OkStatus();
