@@ -105,7 +105,8 @@ class Ans:
     def run(self, name: str, data: torch.Tensor, data_type: int, bf16_bytes: int,
             error: float) -> None:
         """`data`: bytes on the device, a multiple of CHUNK."""
-        chunks = data.numel() // CHUNK
+        chunks, rest = divmod(data.numel(), CHUNK)
+        assert rest == 0, f"{data.numel()} bytes"
         size, stream = ctypes.c_size_t, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         compress = self.CompressOptions(0, data_type)
         decompress = self.DecompressOptions(0, self.BITS)
@@ -245,7 +246,8 @@ def main() -> None:
         torch.cat([t.transpose(0, 1) for n, t in sorted(tensors.items()) if n.startswith(s)])
         for s in ("k.", "v."))  # [layers x tokens][heads][head_dim]
     _, heads, d = keys.shape
-    tokens = (options.mib << 20) // (2 * 2 * heads * d)
+    # A whole number of chunks, of int8 too: heads x d is a multiple of 32.
+    tokens = (options.mib << 20) // (2 * 2 * heads * d) // 1024 * 1024
     repeats = tokens // keys.shape[0] + 1
     keys = keys.cuda().repeat(repeats, 1, 1)[:tokens].contiguous()
     values = values.cuda().repeat(repeats, 1, 1)[:tokens].contiguous()
